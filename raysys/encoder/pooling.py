@@ -1,0 +1,22 @@
+"""From one vector a token to one vector a text. Which one a model wants is written on its card."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Pooling = Literal["mean", "cls", "last"]
+
+
+def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
+    """[n, dim] float32 from hidden [n, tokens, dim] of any float type and mask [n, tokens], 1 = a token, 0 = padding.
+
+    mean: over the text's tokens. cls: its first token. last: its last token. Padding may be on either side.
+    """
+    if how == "mean":
+        weights = mask.unsqueeze(-1).to(torch.float32)
+        # Clamped: a row of padding alone would divide by zero.
+        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    first = mask.argmax(dim=1)
+    position = first if how == "cls" else first + mask.sum(dim=1).clamp(min=1) - 1
+    return hidden[torch.arange(len(hidden), device=hidden.device), position].float()

@@ -1,0 +1,82 @@
+"""The one exception tree.
+
+RaysysError
+├── InvalidInput          a caller's value is wrong                     -> 422
+│   ├── UnknownItem       an item id that the snapshot does not hold    -> 404
+│   └── UnknownField      a filter names a field that is not there      -> 422
+├── ConfigError           a setting, a column mapping, a missing file: fails before work starts
+├── CatalogError          the catalogue holds nothing that can be indexed
+├── SnapshotError         a snapshot is missing, damaged or written by something newer
+│   └── SnapshotMismatch  encoder and snapshot do not belong together
+├── EncoderError          a model cannot be loaded, or gave vectors that cannot be used
+└── Unavailable           a part cannot answer now; try again           -> 503
+    ├── Overloaded        a bounded queue is full                       -> 429
+    └── SnapshotNotLoaded a shard does not hold the wanted snapshot (yet)
+
+Every class takes positional arguments only, so that instances survive pickling between processes.
+The HTTP status of each is decided in ``serving/problems.py`` and nowhere else.
+"""
+
+
+class RaysysError(Exception):
+    """Base of all errors that Raysys raises on purpose."""
+
+
+class InvalidInput(RaysysError):
+    """A value from outside is wrong. ``field`` is the path of the value, as in ``filter.must[0].range``."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class UnknownItem(InvalidInput):
+    """An item id that the snapshot does not hold."""
+
+
+class UnknownField(InvalidInput):
+    """A filter names a field that the catalogue does not have."""
+
+
+class ConfigError(RaysysError):
+    """The settings ask for something that cannot be done."""
+
+
+class CatalogError(RaysysError):
+    """The catalogue holds nothing that can be indexed."""
+
+
+class SnapshotError(RaysysError):
+    """A snapshot is missing, damaged, or of a format this version does not read."""
+
+
+class SnapshotMismatch(SnapshotError):
+    """The encoder is not the one that made the snapshot's vectors."""
+
+
+class EncoderError(RaysysError):
+    """A model cannot be loaded, or it gave vectors that cannot be used."""
+
+
+class Unavailable(RaysysError):
+    """A part cannot answer now. ``retry_after_s`` says when to come back."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full."""
+
+
+class SnapshotNotLoaded(Unavailable):
+    """A shard does not hold the wanted snapshot (yet)."""

@@ -1,0 +1,1 @@
+"""Splits, metrics and protocols for honest offline evaluation."""

@@ -1,0 +1,50 @@
+"""The stages of the path as plain objects in one process: batch jobs, tests, evaluation, ``topology: fused``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysys.config import RankingSettings
+from raysys.encoder.protocol import Encoder
+from raysys.index.catalogue import Catalogue
+from raysys.ranking.linear import LinearRanker
+from raysys.recall.shard import Shard
+from raysys.types import Candidates, RecallQuery, Vectors
+
+
+class LocalEncoder:
+    """One text at a time, here and now."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    async def encode(self, text: str) -> Vectors:
+        vector: Vectors = self._encoder.encode([text], "query")[0]
+        return vector
+
+
+class LocalRecall:
+    """All shards of one snapshot, one after the other."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+
+    async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
+        return [shard.recall([query])[0] for shard in self._shards], []
+
+
+class LocalRanker:
+    """The ranker as a plain call."""
+
+    def __init__(self, settings: RankingSettings) -> None:
+        self._ranker = LinearRanker(settings)
+
+    async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._ranker.score([scores])[0]
+
+
+def open_shards(folder: Path) -> list[Shard]:
+    """Every shard of the snapshot in this folder."""
+    return [Shard(number, files) for number, files in enumerate(Catalogue(folder).shards)]

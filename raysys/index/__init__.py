@@ -1,0 +1,1 @@
+"""FAISS wrapped once, filters, behaviour rows, and the immutable snapshot."""

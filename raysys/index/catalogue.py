@@ -1,0 +1,106 @@
+"""Items by id, over all shards of a snapshot: what the gateway needs for the n winners and for ids in a request.
+
+Everything is memory-mapped and read row by row, so nothing here grows with the catalogue but the mapped files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysys.index.manifest import Manifest, read_manifest
+from raysys.index.shard_files import ShardFiles, rows_of
+from raysys.keys import item_keys
+from raysys.types import Keys, Vectors
+
+INTERNAL_COLUMNS = {"item_id", "text_key"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where items live. shard, row: [n]; row is -1 for an id that the snapshot does not hold."""
+
+    keys: Keys
+    shard: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        return self.row >= 0
+
+
+class Catalogue:
+    """The items of one snapshot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest: Manifest = read_manifest(folder)
+        self.shards = [
+            ShardFiles(folder / shard.folder, shard.index_kind, self.manifest.metric) for shard in self.manifest.shards
+        ]
+
+    @property
+    def snapshot_id(self) -> str:
+        return self.manifest.snapshot_id
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The fields that filters may name."""
+        schema = self.shards[0].items.schema
+        return pa.schema([field for field in schema if field.name not in INTERNAL_COLUMNS - {"item_id"}])
+
+    def find(self, item_ids: Sequence[str]) -> Found:
+        """Locate items by id."""
+        keys = item_keys(item_ids)
+        shard = (keys % np.uint64(len(self.shards))).astype(np.int64)
+        row = np.full(len(keys), -1, dtype=np.int64)
+        for number in np.unique(shard):
+            mine = shard == number
+            row[mine] = rows_of(self.shards[number].keys, keys[mine])
+        return Found(keys, shard, row)
+
+    def vectors(self, found: Found) -> Vectors:
+        """[n_known, dim] float32, the vectors of the known items, in their order."""
+        pairs = zip(found.shard[found.known], found.row[found.known], strict=True)
+        rows = [self.shards[shard].vectors[row] for shard, row in pairs]
+        return np.stack(rows) if rows else np.empty((0, self.manifest.encoder_identity.dim), dtype=np.float32)
+
+    def metadata(self, shard: int, row: int) -> Mapping[str, Any]:
+        """The fields of one item that are set, as plain JSON values; times in RFC 3339."""
+        columns = self._columns[shard]
+        values = {name: column[row].as_py() for name, column in columns.items()}
+        return {name: _plain(value) for name, value in values.items() if value is not None and value != []}
+
+    def item_id(self, shard: int, row: int) -> str:
+        """The id of the item at this place."""
+        item_id: str = self._ids[shard][row].as_py()
+        return item_id
+
+    @cached_property
+    def _ids(self) -> list[pa.Array]:
+        return [_one_chunk(files.items["item_id"]) for files in self.shards]
+
+    @cached_property
+    def _columns(self) -> list[dict[str, pa.Array]]:
+        # Columns that are wholly empty would cost time for every item of every answer.
+        return [
+            {
+                name: _one_chunk(files.items[name])
+                for name in files.items.column_names
+                if name not in INTERNAL_COLUMNS and files.items[name].null_count < len(files.items)
+            }
+            for files in self.shards
+        ]
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

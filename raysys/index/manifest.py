@@ -1,0 +1,118 @@
+"""The manifest: what a snapshot is made of, and by what. Written last; nothing it does not name is ever opened."""
+
+import hashlib
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raysys import __version__
+from raysys.config import EncoderSettings, Settings
+from raysys.encoder.protocol import EncoderIdentity
+from raysys.errors import SnapshotError, SnapshotMismatch
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+HASH_BLOCK_BYTES = 1 << 20
+
+
+class FileRecord(Settings):
+    """One file of the snapshot, by its path relative to the snapshot's folder."""
+
+    size_bytes: int
+    sha256: str
+
+
+class ShardRecord(Settings):
+    """One shard: its folder, its item count, and how its vectors are indexed."""
+
+    folder: str
+    n_items: int
+    index_kind: str
+    recall_at_10: float | None = None  # against exact search, on a sample; None for an empty shard
+
+
+class Manifest(Settings):
+    """Everything a reader must know before it opens a file."""
+
+    format_version: int = FORMAT_VERSION
+    snapshot_id: str
+    created_at: str
+    encoder: EncoderSettings
+    identity: dict[str, Any]
+    metric: str
+    n_items: int
+    shards: list[ShardRecord]
+    files: dict[str, FileRecord]
+    data_hash: str
+    template_hash: str
+    change_sequence: int = 0  # the last live change folded in
+    written_by: dict[str, str]
+
+    @property
+    def encoder_identity(self) -> EncoderIdentity:
+        return EncoderIdentity(**self.identity)
+
+    @property
+    def recall_at_10(self) -> float | None:
+        """Mean recall of the shards' indexes by items; None when nothing was measured."""
+        measured = [(s.recall_at_10, s.n_items) for s in self.shards if s.recall_at_10 is not None]
+        total = sum(n for _, n in measured)
+        return sum(recall * n for recall, n in measured) / total if total else None
+
+    def check_encoder(self, identity: EncoderIdentity) -> None:
+        """Raises SnapshotMismatch that names each part in which the encoder differs from the one that wrote this."""
+        theirs = asdict(self.encoder_identity)
+        differing = [
+            f"{name}: {theirs[name]!r} != {value!r}"
+            for name, value in asdict(identity).items()
+            if theirs[name] != value
+        ]
+        if differing:
+            raise SnapshotMismatch(
+                f"snapshot {self.snapshot_id} was made by another encoder ({'; '.join(differing)}). "
+                "Serve it with the encoder that made it, or build a new snapshot."
+            )
+
+
+def writers() -> dict[str, str]:
+    """Versions of what writes the files."""
+    packages = {"faiss": "faiss-cpu", "pyarrow": "pyarrow", "numpy": "numpy"}
+    return {"raysys": __version__, **{name: version(package) for name, package in packages.items()}}
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return FileRecord(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in this folder. Raises SnapshotError when it is missing, damaged, or of a newer format."""
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SnapshotError(f"{folder} holds no {MANIFEST}: it is not a finished snapshot") from error
+    except ValidationError as error:
+        raise SnapshotError(f"{path} cannot be read: {error.errors()[0]['msg']}") from error
+    if manifest.format_version > FORMAT_VERSION:
+        raise SnapshotError(
+            f"{path} has format {manifest.format_version}, this version reads up to {FORMAT_VERSION}: upgrade raysys"
+        )
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its record. Raises SnapshotError that names the first one that differs."""
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise SnapshotError(f"{path} is missing, though the manifest names it")
+        if file_record(path) != record:
+            raise SnapshotError(f"{path} is damaged: its size or SHA-256 is not the one in the manifest")

@@ -1,0 +1,30 @@
+"""Stable hashes: the same in every process, on every machine, in every release.
+
+Python's own ``hash`` is salted per process, so it can name neither a shard nor a cached text.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def item_key(item_id: str) -> int:
+    """The 64-bit key of an item id: the first 8 bytes of BLAKE2b over its UTF-8 bytes, little endian."""
+    return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "little")
+
+
+def item_keys(item_ids: Iterable[str]) -> NDArray[np.uint64]:
+    """``item_key`` of each id: [n] uint64."""
+    return np.fromiter((item_key(item_id) for item_id in item_ids), dtype=np.uint64)
+
+
+def shard_of(key: int, n_shards: int) -> int:
+    """The shard, in ``range(n_shards)``, that owns the item with this key."""
+    return key % n_shards
+
+
+def text_key(encoder_fingerprint: str, text: str) -> bytes:
+    """32 bytes that name one text under one encoder: SHA-256 of fingerprint, NUL, text."""
+    return hashlib.sha256(encoder_fingerprint.encode() + b"\0" + text.encode()).digest()

@@ -1,0 +1,1 @@
+"""The state of a user: a pure fold of events, and the stores that keep it."""

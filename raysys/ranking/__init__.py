@@ -1,0 +1,1 @@
+"""Scoring of candidates and the final selection."""

@@ -1,0 +1,1 @@
+"""Candidate sources inside a shard, and the merge over shards."""

@@ -1,0 +1,60 @@
+"""From the answers of all shards to one candidate list, equal to what one unsharded index would have given."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysys.types import POPULAR, SOURCES, Candidates
+
+
+def merge(answers: Sequence[Candidates], k: int) -> Candidates:
+    """Keep, per source, the k best of all shards; an item lives in one shard, so nothing comes twice.
+
+    ``answers`` holds one or more. Popularity fills only when the other sources found fewer than k items in all.
+    """
+    everything = concatenate(answers)
+    found_by = np.zeros(len(everything), dtype=np.uint8)
+    for source in range(POPULAR):
+        found_by[_best(everything, source, k)] |= np.uint8(1 << source)
+    if np.count_nonzero(found_by) < k:
+        found_by[_best(everything, POPULAR, k)] |= np.uint8(1 << POPULAR)
+    return _take(everything, np.flatnonzero(found_by), found_by)
+
+
+def concatenate(answers: Sequence[Candidates]) -> Candidates:
+    """All candidates of all shards, uncut: what ranking a given list of items needs."""
+    return Candidates(
+        shard=np.concatenate([a.shard for a in answers]),
+        row=np.concatenate([a.row for a in answers]),
+        key=np.concatenate([a.key for a in answers]),
+        scores=np.concatenate([a.scores for a in answers]),
+        found_by=np.concatenate([a.found_by for a in answers]),
+        exact=all(a.exact for a in answers),
+    )
+
+
+def _best(candidates: Candidates, source: int, k: int) -> NDArray[np.intp]:
+    """Positions of the k best among those the source put forward; ties by key."""
+    mine = np.flatnonzero(candidates.found_by & (1 << source))
+    if len(mine) <= k:
+        return mine
+    order = np.lexsort((candidates.key[mine], -candidates.scores[mine, source]))[:k]
+    return mine[order]
+
+
+def _take(candidates: Candidates, at: NDArray[np.intp], found_by: NDArray[np.uint8]) -> Candidates:
+    return Candidates(
+        shard=candidates.shard[at],
+        row=candidates.row[at],
+        key=candidates.key[at],
+        scores=candidates.scores[at],
+        found_by=found_by[at],
+        exact=candidates.exact,
+    )
+
+
+def sources_of(candidates: Candidates, at: int) -> dict[str, float]:
+    """The score of each source that put the candidate at this position forward."""
+    bits = int(candidates.found_by[at])
+    return {name: float(candidates.scores[at, s]) for s, name in enumerate(SOURCES) if bits >> s & 1}

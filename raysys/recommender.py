@@ -1,0 +1,219 @@
+"""The path of a request, from what is known of a person to ranked items. The drawing in the README is this file.
+
+    profile -> vectors of history and text -> recall in every shard -> merge -> score -> select -> present
+
+The stages are protocols. On a cluster they are thin adapters over Serve handles (``serving/tiers.py``), in one
+process plain objects (``in_process.py``); the path is the same and so are the answers.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysys.clock import Clock, SystemClock
+from raysys.config import ProfileSettings
+from raysys.errors import Unavailable, UnknownItem
+from raysys.index.catalogue import Catalogue
+from raysys.keys import item_keys
+from raysys.profile.seeds import Seeds, decayed_mean, seeds
+from raysys.ranking.select import top_n
+from raysys.recall.merge import concatenate, merge, sources_of
+from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Vectors
+
+
+class TextEncoder(Protocol):
+    async def encode(self, text: str) -> Vectors:
+        """[dim] float32 for one query text. Raises Unavailable."""
+        ...
+
+
+class Recall(Protocol):
+    async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
+        """The candidates of every shard that answered, and the names of those that did not."""
+        ...
+
+
+class Ranker(Protocol):
+    async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n] float32 from [n, len(SOURCES)] float32. Raises Unavailable."""
+        ...
+
+
+class Trace:
+    """Milliseconds spent in each stage of one request, and what did not answer."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._start = clock, clock.monotonic_s()
+        self._last = self._start
+        self.timings_ms: dict[str, float] = {}
+        self.degraded: list[str] = []
+
+    def mark(self, stage: str) -> None:
+        now = self._clock.monotonic_s()
+        self.timings_ms[stage] = round((now - self._last) * 1e3, 3)
+        self._last = now
+
+    def finish(self) -> Mapping[str, float]:
+        self.timings_ms["total"] = round((self._clock.monotonic_s() - self._start) * 1e3, 3)
+        return self.timings_ms
+
+
+class Recommender:
+    """Answers requests over one snapshot."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        encoder: TextEncoder,
+        shards: Recall,
+        ranker: Ranker,
+        settings: ProfileSettings,
+        k: int,
+        clock: Clock | None = None,
+    ) -> None:
+        self.catalogue = catalogue
+        self._encoder, self._shards, self._ranker = encoder, shards, ranker
+        self._settings, self._k = settings, k
+        self._clock = SystemClock() if clock is None else clock
+
+    async def recommend(self, request: Request, profile: Profile) -> Answer:
+        """The ``limit`` best items for this person and request, of all sources, ranked."""
+        trace = Trace(self._clock)
+        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
+        taste = self._taste(known)
+        trace.mark("profile")
+        text = await self._encode(request.query, trace)
+        query = self._recall_query(request, known, text, taste)
+        candidates = await self._recall(query, trace)
+        scores = await self._score(candidates, trace)
+        items = self._present(candidates, scores, request.limit)
+        trace.mark("present")
+        unknown = text is None and not known.items
+        return self._answer(request, items, candidates, trace, profile.version, ("cold_start",) if unknown else ())
+
+    async def search(self, request: Request) -> Answer:
+        """The items whose vectors are nearest to the query text, or to the mean of the ``positive`` items.
+
+        Scores are plain similarities. Raises UnknownItem, and Unavailable when the text cannot be encoded.
+        """
+        trace = Trace(self._clock)
+        vector = await self._target(request)
+        trace.mark("encode")
+        nothing = seeds(Profile(""), self._settings)
+        query = self._recall_query(request, nothing, vector, None)
+        candidates = await self._recall(query, trace)
+        found = np.flatnonzero(candidates.found_by & (1 << QUERY))
+        scores = np.full(len(candidates), -np.inf, dtype=np.float32)
+        scores[found] = candidates.scores[found, QUERY]
+        items = self._present(candidates, scores, request.limit)
+        trace.mark("present")
+        return self._answer(request, items, candidates, trace, 0, ())
+
+    def unknown(self, request: Request) -> list[str]:
+        """The item ids of the request that the catalogue does not hold; they are passed over."""
+        given = dict.fromkeys([*request.history, *request.positive, *request.negative, *(request.only or ())])
+        found = self.catalogue.find(list(given))
+        return [item_id for item_id, known in zip(given, found.known, strict=True) if not known]
+
+    async def _target(self, request: Request) -> Vectors:
+        if request.query is not None:
+            return await self._encoder.encode(request.query)
+        found = self.catalogue.find(request.positive)
+        for item_id, known in zip(request.positive, found.known, strict=True):
+            if not known:
+                raise UnknownItem("item_id", f"the catalogue holds no item {item_id!r}")
+        vectors = self.catalogue.vectors(found)
+        mean = decayed_mean(vectors, np.ones(len(vectors), np.float32), vectors[:0], np.empty(0, np.float32))
+        if mean is None:
+            raise UnknownItem("item_id", f"item {request.positive[0]!r} has no text, so nothing is similar to it")
+        return mean
+
+    def _taste(self, known: Seeds) -> Vectors | None:
+        """The profile vector: arithmetic over item vectors that exist already."""
+        likes, dislikes = self.catalogue.find(known.items), self.catalogue.find(known.negatives)
+        return decayed_mean(
+            self.catalogue.vectors(likes),
+            known.weights[likes.known],
+            self.catalogue.vectors(dislikes),
+            known.negative_weights[dislikes.known],
+        )
+
+    async def _encode(self, text: str | None, trace: Trace) -> Vectors | None:
+        if text is None:
+            return None
+        try:
+            return await self._encoder.encode(text)
+        except Unavailable:
+            trace.degraded.append("encoder")
+            return None
+        finally:
+            trace.mark("encode")
+
+    def _recall_query(self, request: Request, known: Seeds, text: Vectors | None, taste: Vectors | None) -> RecallQuery:
+        hidden = {*known.negatives, *request.positive}
+        if request.exclude_seen:
+            hidden |= known.seen
+        return RecallQuery(
+            query=text,
+            profile=taste,
+            history_keys=item_keys(known.items),
+            history_weights=known.weights,
+            exclude_keys=item_keys(hidden if request.only is None else ()),
+            filter=request.filter,
+            now_s=self._clock.now_s(),
+            k=max(self._k, request.limit),
+            only=None if request.only is None else item_keys(request.only),
+        )
+
+    async def _recall(self, query: RecallQuery, trace: Trace) -> Candidates:
+        answers, missing = await self._shards.recall(self.catalogue.snapshot_id, query)
+        trace.degraded.extend(missing)
+        if not answers:
+            raise Unavailable("no shard answered in time; try again")
+        candidates = merge(answers, query.k) if query.only is None else concatenate(answers)
+        trace.mark("recall")
+        return candidates
+
+    async def _score(self, candidates: Candidates, trace: Trace) -> NDArray[np.float32]:
+        try:
+            return await self._ranker.score(candidates.scores)
+        except Unavailable:
+            trace.degraded.append("ranker")
+            total: NDArray[np.float32] = candidates.scores.sum(axis=1)
+            return total
+        finally:
+            trace.mark("rank")
+
+    def _present(self, candidates: Candidates, scores: NDArray[np.float32], limit: int) -> tuple[RankedItem, ...]:
+        return tuple(
+            RankedItem(
+                item_id=self.catalogue.item_id(candidates.shard[at], candidates.row[at]),
+                score=float(scores[at]),
+                rank=rank,
+                sources=sources_of(candidates, int(at)),
+                metadata=self.catalogue.metadata(candidates.shard[at], candidates.row[at]),
+            )
+            for rank, at in enumerate(top_n(scores, candidates.key, limit), start=1)
+        )
+
+    def _answer(
+        self,
+        request: Request,
+        items: tuple[RankedItem, ...],
+        candidates: Candidates,
+        trace: Trace,
+        profile_version: int,
+        reasons: tuple[str, ...],
+    ) -> Answer:
+        return Answer(
+            snapshot_id=self.catalogue.snapshot_id,
+            profile_version=profile_version,
+            items=items,
+            underfilled=len(items) < request.limit,
+            exact=candidates.exact,
+            degraded=tuple(trace.degraded),
+            reasons=reasons,
+            timings_ms=trace.finish(),
+        )

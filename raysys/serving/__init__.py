@@ -1,0 +1,1 @@
+"""The Ray Serve application: the only code that imports Ray Serve."""

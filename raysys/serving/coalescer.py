@@ -1,0 +1,80 @@
+"""One call for many waiting requests.
+
+While a call to a tier is in flight, requests that arrive are gathered and sent on as one call. There is no timer, so
+a lone request never waits: it goes out at once. A hop costs about the same for 64 requests as for one.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from raysys.errors import Overloaded
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Coalescer(Generic[Q, A]):
+    """Turns single questions into batched calls.
+
+    ``call`` gets up to ``max_batch`` questions and returns as many answers in their order; an answer that is an
+    exception is raised to its own asker only. At most ``max_in_flight`` calls run at a time and ``max_waiting``
+    questions wait; one more raises Overloaded at once.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[list[Q]], Awaitable[Sequence[A | Exception]]],
+        max_batch: int,
+        max_in_flight: int,
+        max_waiting: int,
+    ) -> None:
+        self._call = call
+        self._max_batch, self._max_in_flight, self._max_waiting = max_batch, max_in_flight, max_waiting
+        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def ask(self, question: Q) -> A:
+        """The answer to one question. Raises what the call raises, or Overloaded."""
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again in a moment")
+        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, future))
+        self._send()
+        return await future
+
+    def _send(self) -> None:
+        while self._waiting and len(self._calls) < self._max_in_flight:
+            batch = self._next_batch()
+            if batch:
+                task = asyncio.create_task(self._run(batch))
+                self._calls.add(task)
+                task.add_done_callback(self._finished)
+
+    def _next_batch(self) -> list[tuple[Q, asyncio.Future[A]]]:
+        batch: list[tuple[Q, asyncio.Future[A]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            question, future = self._waiting.popleft()
+            if not future.done():  # a caller that went away has cancelled its future
+                batch.append((question, future))
+        return batch
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        self._send()
+
+    async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        try:
+            answers: Sequence[A | Exception] = await self._call([question for question, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(batch)} questions got {len(answers)} answers")
+        except Exception as error:
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

@@ -1,0 +1,83 @@
+"""Serve config files, generated from the typed settings and checked key by key.
+
+Serve drops keys that it does not know without a word, and a dropped ``max_replicas`` means "never scales".
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
+
+from raysys.config import ServeSettings, parse
+from raysys.errors import ConfigError
+from raysys.serving.app import BACKPRESSURE, FOLLOW, IMPORT_PATH, options, shard_name
+
+APPLICATION = "raysys"
+
+
+def serve_config(
+    args: Mapping[str, Any], n_shards: int, host: str = "127.0.0.1", port: int = 8000, every_node: bool = False
+) -> dict[str, Any]:
+    """The whole config of one application. ``args`` are the settings as in a file: only what differs from defaults.
+
+    ``every_node``: a proxy on every node that runs a replica, or on the head alone.
+    """
+    settings = parse(ServeSettings, dict(args), "serve settings")
+    config = {
+        "proxy_location": "EveryNode" if every_node else "HeadOnly",
+        "http_options": {"host": host, "port": port},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": dict(args),
+                "deployments": list(_deployments(settings, n_shards)),
+            }
+        ],
+    }
+    check_keys(config)
+    return config
+
+
+def _deployments(settings: ServeSettings, n_shards: int) -> Iterator[dict[str, Any]]:
+    gateway = {"user_config": FOLLOW, "backpressure_config": BACKPRESSURE}
+    yield {"name": "gateway", **options(settings.gateway), **gateway}
+    if settings.topology == "fused":
+        return
+    yield {"name": "encoder", **options(settings.encoder_tier)}
+    yield {"name": "ranker", **options(settings.ranker_tier)}
+    for number in range(n_shards):
+        yield {"name": shard_name(number), **options(settings.shard_tier), "user_config": FOLLOW}
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError that names every key of a Serve config file that Serve would silently ignore."""
+    unknown = list(_unknown_keys(config))
+    if unknown:
+        raise ConfigError("Serve would ignore these keys: " + ", ".join(unknown))
+
+
+def _unknown_keys(config: Mapping[str, Any]) -> Iterator[str]:
+    yield from _not_in(ServeDeploySchema, config, "")
+    yield from _not_in(HTTPOptionsSchema, config.get("http_options", {}), "http_options.")
+    for application in config.get("applications", []):
+        path = f"{application.get('name')}."
+        yield from _not_in(ServeApplicationSchema, application, path)
+        for deployment in application.get("deployments", []):
+            inner = f"{path}{deployment.get('name')}."
+            yield from _not_in(DeploymentSchema, deployment, inner)
+            yield from _not_in(AutoscalingConfig, deployment.get("autoscaling_config", {}), inner)
+            yield from _not_in(RayActorOptionsSchema, deployment.get("ray_actor_options", {}), inner)
+
+
+def _not_in(schema: type[BaseModel], given: Mapping[str, Any], path: str) -> Iterator[str]:
+    return (f"{path}{key}" for key in given if key not in schema.model_fields)

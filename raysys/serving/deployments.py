@@ -1,0 +1,125 @@
+"""The Serve deployments: each a thin shell around an object that knows nothing of Ray."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from raysys.config import EncoderSettings, RankingSettings, ServeSettings
+from raysys.encoder.build import build_encoder
+from raysys.encoder.protocol import EncoderIdentity
+from raysys.index.catalogue import Catalogue
+from raysys.index.store import SnapshotStore
+from raysys.profile.sqlite import SqliteProfileStore
+from raysys.ranking.linear import LinearRanker
+from raysys.recommender import Recommender
+from raysys.serving.api import create_app
+from raysys.serving.follower import Follower
+from raysys.serving.service import Service
+from raysys.serving.shard_host import ShardHost
+from raysys.serving.tiers import RemoteEncoder, RemoteRanker, RemoteRecall, call
+from raysys.types import Candidates, RecallQuery, Vectors
+
+START_DEADLINE_S = 120.0
+STATUS_DEADLINE_S = 1.0
+
+
+class Encoder:
+    """Texts to vectors."""
+
+    def __init__(self, settings: EncoderSettings, threads: int) -> None:
+        self._encoder = build_encoder(settings, threads)
+        self._encoder.encode(["warm up"], "query")
+        self._one_at_a_time = asyncio.Lock()
+
+    async def encode(self, texts: list[str]) -> list[Vectors]:
+        """One [dim] float32 a text."""
+        async with self._one_at_a_time:
+            return list(await asyncio.to_thread(self._encoder.encode, texts, "query"))
+
+    async def identity(self) -> EncoderIdentity:
+        return self._encoder.identity
+
+
+class ShardReplica:
+    """One shard of the catalogue. ``user_config`` names the snapshot, so that a new one never restarts a replica."""
+
+    def __init__(self, number: int, n_shards: int, index_root: str, threads: int) -> None:
+        store = SnapshotStore(index_root)
+        self._host = ShardHost(number, n_shards, store, threads)
+        self._follower = Follower(store, self._host.prepare)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        await self._follower.follow(user_config["snapshot"])
+
+    async def recall(self, batch: list[tuple[str, RecallQuery]]) -> list[Candidates | Exception]:
+        return await self._host.recall(batch)
+
+    async def prepare(self, snapshot_id: str) -> None:
+        await self._host.prepare(snapshot_id)
+
+    async def status(self) -> dict[str, Any]:
+        return {**self._host.status(), "refused": self._follower.refused}
+
+
+class Ranker:
+    """Source scores to final scores."""
+
+    def __init__(self, settings: RankingSettings) -> None:
+        self._ranker = LinearRanker(settings)
+
+    async def score(self, batch: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        return self._ranker.score(batch)
+
+
+@serve.ingress()
+class Gateway:
+    """The HTTP API in front of the tiers. Stateless: profiles are read from the store at each request."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        encoder: DeploymentHandle,
+        ranker: DeploymentHandle,
+        *shards: DeploymentHandle,
+    ) -> None:
+        self._settings = settings
+        self._store = SnapshotStore(settings.index_root)
+        self._encoder_handle = encoder
+        self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)
+        self._ranker = RemoteRanker(ranker, settings.ranker_tier, settings.deadline_s)
+        self._shards = RemoteRecall(shards, settings.shard_tier, settings.deadline_s)
+        self._service = Service(settings, SqliteProfileStore(settings.state, settings.profile))
+        self._follower = Follower(self._store, self._take)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:  # the name that Serve looks for
+        return create_app(self._service, self)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        await self._follower.follow(user_config["snapshot"])
+
+    async def _take(self, snapshot_id: str) -> None:
+        """Use this snapshot from the next request on, once every shard holds it. Raises, and nothing changes."""
+        catalogue = Catalogue(self._store.folder(snapshot_id))
+        identity = await call("encoder", lambda: self._encoder_handle.identity.remote(), START_DEADLINE_S)
+        catalogue.manifest.check_encoder(identity)
+        await self._shards.prepare(snapshot_id, START_DEADLINE_S)
+        self._service.recommender = Recommender(
+            catalogue,
+            self._encoder,
+            self._shards,
+            self._ranker,
+            self._settings.profile,
+            self._settings.candidates_per_source,
+        )
+
+    async def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Ready when a snapshot is in use and every shard holds it."""
+        snapshot_id = self._follower.taken
+        shards = await self._shards.status(STATUS_DEADLINE_S)
+        ready = snapshot_id is not None and all(snapshot_id in s.get("snapshots", ()) for s in shards.values())
+        return ready, {"snapshot_id": snapshot_id, "refused": self._follower.refused, "shards": shards}

@@ -1,0 +1,102 @@
+"""The edge of the gateway as plain ASGI: request ids, a bound on the body, metrics, and no bare 500."""
+
+import re
+import time
+import uuid
+from typing import Any
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raysys.serving.problems import on_anything, problem
+
+MAX_BODY_BYTES = 4 << 20
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class BodyTooLarge(Exception):
+    """Raised while reading, before the whole body is in memory."""
+
+
+class Metrics:
+    """What one gateway replica counts. Each replica exports its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "raysys_requests", "HTTP requests by route and status", ["route", "status"], registry=self.registry
+        )
+        self.latency_s = Histogram(
+            "raysys_request_seconds", "Time to answer, by route", ["route"], buckets=BUCKETS_S, registry=self.registry
+        )
+        self.stage_s = Histogram(
+            "raysys_stage_seconds", "Time in a stage of the path", ["stage"], buckets=BUCKETS_S, registry=self.registry
+        )
+        self.degraded = Counter("raysys_degraded", "Answers given without a part", ["part"], registry=self.registry)
+        self.events = Counter("raysys_events", "Events by outcome", ["outcome"], registry=self.registry)
+
+
+class Edge:
+    """Wraps the app. Echoes X-Request-ID and traceparent, bounds the body, times the request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        echoed = self._identify(scope)
+        status = 500
+        started = False
+
+        async def send_echoing(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                message["headers"] = [*message.get("headers", []), *echoed]
+            await send(message)
+
+        try:
+            await self._app(scope, _bounded(receive), send_echoing)
+        except BodyTooLarge:
+            answer = problem(Request(scope), 413, "body_too_large", f"a body may hold {MAX_BODY_BYTES:,} bytes")
+            await answer(scope, receive, send_echoing)
+        except Exception as error:
+            if started:
+                raise
+            await on_anything(Request(scope), error)(scope, receive, send_echoing)
+        finally:
+            self._count(scope, status, time.perf_counter() - start)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope["path"] if scope["path"] in self._routes else "other"  # callers must not make up label values
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.latency_s.labels(route).observe(seconds)
+
+    def _identify(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        scope["raysys.request_id"] = request_id.decode()
+        echoed = [(b"x-request-id", request_id)]
+        if b"traceparent" in headers:
+            echoed.append((b"traceparent", headers[b"traceparent"]))
+        return echoed
+
+
+def _bounded(receive: Receive) -> Receive:
+    size_bytes = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal size_bytes
+        message: dict[str, Any] = dict(await receive())
+        size_bytes += len(message.get("body", b""))
+        if size_bytes > MAX_BODY_BYTES:
+            raise BodyTooLarge
+        return message
+
+    return receive_bounded

@@ -1,0 +1,66 @@
+"""Follows the pointer to the published snapshot, so that a new one is taken into use without a restart."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from raysys.errors import RaysysError
+from raysys.index.store import SnapshotStore
+
+POLL_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Follower:
+    """Calls ``take(snapshot_id)`` whenever the wanted snapshot changes.
+
+    ``wanted``: ``current`` follows the pointer, any other id stays with that snapshot. When taking fails, what is in
+    use stays in use, ``refused`` says why, and the next poll tries again.
+    """
+
+    def __init__(self, store: SnapshotStore, take: Callable[[str], Awaitable[None]]) -> None:
+        self._store, self._take = store, take
+        self.wanted = "current"
+        self.taken: str | None = None
+        self.refused: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+
+    async def follow(self, wanted: str) -> None:
+        """Take the wanted snapshot. Raises what goes wrong only the first time; later the old one stays in use."""
+        self.wanted = wanted
+        if self.taken is None:
+            await self._step()
+            self._task = asyncio.create_task(self._loop())
+        else:
+            await self._try()
+
+    async def _loop(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._try()
+
+    async def _try(self) -> None:
+        try:
+            await self._step()
+        except (RaysysError, OSError) as error:
+            if self.refused != str(error):
+                log.warning("snapshot refused, the old one stays in use", wanted=self.wanted, error=str(error))
+            self.refused = str(error)
+
+    async def _step(self) -> None:
+        async with self._lock:
+            snapshot_id = self._store.resolve(self.wanted)
+            if snapshot_id != self.taken:
+                await self._take(snapshot_id)
+                self.taken, self.refused = snapshot_id, None
+
+    async def stop(self) -> None:
+        """End the polling."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task

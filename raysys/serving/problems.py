@@ -1,0 +1,106 @@
+"""From exceptions to problem+json (RFC 9457): the one place that knows the HTTP status of an error."""
+
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from raysys.errors import (
+    InvalidInput,
+    Overloaded,
+    RaysysError,
+    SnapshotError,
+    Unavailable,
+    UnknownItem,
+)
+from raysys.serving.schemas import FieldError, Problem
+
+# The first class that matches decides.
+STATUS: list[tuple[type[Exception], int, str]] = [
+    (UnknownItem, 404, "unknown_item"),
+    (InvalidInput, 422, "invalid_input"),
+    (Overloaded, 429, "overloaded"),
+    (Unavailable, 503, "unavailable"),
+    (SnapshotError, 503, "no_snapshot"),
+]
+
+log = structlog.get_logger()
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    errors: list[FieldError] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem+json response that carries the id of its request."""
+    body = Problem(
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        errors=[] if errors is None else errors,
+        request_id=request.scope.get("raysys.request_id", ""),
+    )
+    content = orjson.dumps(body.model_dump(), default=str)
+    return Response(content, status, headers, media_type="application/problem+json")
+
+
+def on_invalid_body(request: Request, error: Exception) -> Response:
+    """A body that does not fit its schema: every wrong value by its path."""
+    assert isinstance(error, ValidationError)  # noqa: S101  # registered for this class only
+    errors = [
+        FieldError(field=field_path(e["loc"]), code=e["type"], message=e["msg"])
+        for e in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    is_json = all(e.code != "json_invalid" for e in errors)
+    status, code = (422, "invalid_input") if is_json else (400, "invalid_json")
+    return problem(request, status, code, "; ".join(f"{e.field}: {e.message}" for e in errors[:3]), errors)
+
+
+def on_raysys_error(request: Request, error: Exception) -> Response:
+    """An error that Raysys raised on purpose."""
+    status, code = next(((s, c) for kind, s, c in STATUS if isinstance(error, kind)), (500, "internal"))
+    if status == 500:
+        return on_anything(request, error)
+    errors = (
+        [FieldError(field=error.field, code=code, message=error.message)] if isinstance(error, InvalidInput) else []
+    )
+    wait = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Unavailable) else {}
+    return problem(request, status, code, str(error), errors, wait)
+
+
+def on_http_error(request: Request, error: Exception) -> Response:
+    """A route that is not there, a method that is not allowed."""
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for this class only
+    phrase = HTTPStatus(error.status_code).phrase
+    return problem(
+        request, error.status_code, phrase.lower().replace(" ", "_"), str(error.detail), headers=error.headers
+    )
+
+
+def on_anything(request: Request, error: Exception) -> Response:
+    """A bug of ours: logged with its trace, told without it."""
+    log.error("unexpected error", request_id=request.scope.get("raysys.request_id"), exc_info=error)
+    return problem(request, 500, "internal", "something went wrong here; the log has the details under this request_id")
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """``("events", 0, "type")`` -> ``events[0].type``; the body itself is ``body``."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.lstrip(".") or "body"
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of the app leave as problem+json."""
+    app.add_exception_handler(ValidationError, on_invalid_body)
+    app.add_exception_handler(RaysysError, on_raysys_error)
+    app.add_exception_handler(HTTPException, on_http_error)

@@ -1,0 +1,204 @@
+"""The bodies of the HTTP API. Strict: no value is silently turned into another type, no unknown field is ignored."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from raysys.index.filters import Filter
+
+MAX_LIMIT = 500
+MAX_IDS = 1_000
+MAX_EVENTS = 1_000
+MAX_QUERY_CHARS = 4_000
+MAX_ID_BYTES = 256
+MILLISECONDS_FROM = 10**11  # smaller numbers are seconds by mistake: 10**11 ms is March 1973
+
+
+def _check_id(value: str) -> str:
+    if "\0" in value or not 1 <= len(value.encode()) <= MAX_ID_BYTES:
+        raise PydanticCustomError("bad_id", f"an id has 1 to {MAX_ID_BYTES} UTF-8 bytes and no NUL")
+    return value
+
+
+def _check_text(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("blank", "must hold something other than white space")
+    return value
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
+
+
+class Body(BaseModel):
+    """Base of all request bodies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Person(Body):
+    """Who asks and what is known of them: any mix of a stored profile, items, and free text."""
+
+    user_id: Id | None = Field(default=None, description="A user with a stored profile; an unknown one is fine.")
+    session_id: Id | None = Field(default=None, description="An anonymous visitor; instead of user_id.")
+    query: Text | None = Field(default=None, description="What they look for or like, in their own words.")
+    history: Ids = Field(default=(), description="Items seen just now, oldest first.")
+    positive: Ids = Field(default=(), description="Items they like.")
+    negative: Ids = Field(default=(), description="Items they do not like.")
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "Person":
+        if self.user_id is not None and self.session_id is not None:
+            raise PydanticCustomError("two_identities", "give user_id or session_id, not both")
+        return self
+
+
+class RecommendBody(Person):
+    """Ask for recommendations."""
+
+    filter: Filter | None = None
+    limit: Limit = 10
+    exclude_seen: bool = Field(default=True, description="Leave out items of the profile and of history.")
+
+
+class RankBody(Person):
+    """Ask for an order of given items."""
+
+    items: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+
+
+class SimilarBody(Body):
+    """Ask for items like one item."""
+
+    item_id: Id
+    filter: Filter | None = None
+    limit: Limit = 10
+
+
+class SearchBody(Body):
+    """Ask for the items whose text is nearest to a query."""
+
+    query: Text
+    filter: Filter | None = None
+    limit: Limit = 10
+
+
+class ItemsGetBody(Body):
+    """Ask for items by id."""
+
+    item_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+
+
+class EventsBody(Body):
+    """A batch of events. Each is checked on its own: a bad one is rejected by its index, the others go in."""
+
+    events: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+def _check_time(value: datetime | int) -> datetime | int:
+    if isinstance(value, int) and value < MILLISECONDS_FROM:
+        raise PydanticCustomError("not_milliseconds", "a number must be UTC epoch milliseconds, this is too small")
+    return value
+
+
+class EventBody(Body):
+    """One event. ``timestamp``: RFC 3339 with an offset, or integer epoch milliseconds; now where left out."""
+
+    event_id: Id
+    type: Annotated[str, Field(min_length=1, max_length=64)]
+    user_id: Id | None = None
+    session_id: Id | None = None
+    item_id: Id | None = None
+    value: float | None = None
+    timestamp: Annotated[AwareDatetime | int, AfterValidator(_check_time)] | None = None
+    text: Annotated[str, Field(max_length=MAX_QUERY_CHARS)] | None = None
+    recommendation_id: Id | None = None
+    impressions: Ids = ()
+    properties: Annotated[dict[str, Any], Field(max_length=50)] = {}
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> "EventBody":
+        if (self.user_id is None) == (self.session_id is None):
+            raise PydanticCustomError("identity", "give either user_id or session_id")
+        return self
+
+    def timestamp_s(self, now_s: float) -> float:
+        """UTC epoch seconds."""
+        if self.timestamp is None:
+            return now_s
+        return self.timestamp / 1e3 if isinstance(self.timestamp, int) else self.timestamp.timestamp()
+
+
+class ItemAnswer(BaseModel):
+    """One recommended item."""
+
+    item_id: str
+    score: float
+    rank: int
+    sources: Mapping[str, float]
+    metadata: Mapping[str, Any]
+
+
+class ListAnswer(BaseModel):
+    """A list of items and how it came about."""
+
+    recommendation_id: str
+    snapshot_id: str
+    profile_version: int
+    items: list[ItemAnswer]
+    underfilled: bool
+    exact: bool
+    degraded: list[str]
+    reasons: list[str]
+    unknown_items: list[str]
+    timings_ms: Mapping[str, float]
+
+
+class ItemsAnswer(BaseModel):
+    """Items by id, and the ids that the catalogue does not hold."""
+
+    snapshot_id: str
+    items: list[dict[str, Any]]
+    unknown_items: list[str]
+
+
+class RejectedEvent(BaseModel):
+    """Why one event was not taken."""
+
+    index: int
+    code: str
+    message: str
+
+
+class EventsAnswer(BaseModel):
+    """What became of a batch of events."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[RejectedEvent]
+    profile_versions: dict[str, int]
+
+
+class FieldError(BaseModel):
+    """One wrong value."""
+
+    field: str
+    code: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldError] = []
+    request_id: str

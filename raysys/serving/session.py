@@ -1,0 +1,44 @@
+"""Serving on one machine from start to end: a head, the application on it, and both gone when done."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysys.errors import ConfigError
+from raysys.index.store import SnapshotStore
+from raysys.serving.configs import serve_config
+from raysys.serving.deploy import deploy, shut_down
+from raysys.serving.local_head import LocalHead, is_free
+
+
+@dataclass(frozen=True)
+class LocalService:
+    """A running head, and how to put an application on it."""
+
+    head: LocalHead
+
+    @property
+    def token(self) -> str:
+        return Path(self.head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+
+    def serve(self, args: Mapping[str, Any], port: int) -> str:
+        """Deploy over the snapshot published under ``args["index_root"]``. Returns the URL once it is ready."""
+        if not is_free(port):
+            raise ConfigError(f"port {port} is in use; stop what holds it (`raysys doctor` names it) or take --port")
+        store = SnapshotStore(args["index_root"])
+        n_shards = len(store.manifest(store.current_id()).shards)
+        deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, port=port))
+        return f"http://127.0.0.1:{port}"
+
+    def stop_serving(self) -> None:
+        """Remove the application; the head stays."""
+        shut_down(self.head.dashboard_url, self.token)
+
+
+@contextmanager
+def local_service(num_cpus: int | None = None) -> Iterator[LocalService]:
+    """A head for the length of a ``with`` block."""
+    with LocalHead(num_cpus) as head:
+        yield LocalService(head)

@@ -1,0 +1,117 @@
+"""The stages of the path as thin adapters over Serve handles. Each gathers waiting requests into one call."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from raysys.config import TierSettings
+from raysys.errors import Overloaded, Unavailable
+from raysys.serving.coalescer import Coalescer
+from raysys.types import Candidates, RecallQuery, Vectors
+
+A = TypeVar("A")
+GONE = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError)
+
+
+async def call(tier: str, send: Callable[[], Awaitable[A]], deadline_s: float) -> A:
+    """One call to a tier. A replica that dies under it is tried once more: every verb only reads.
+
+    Raises Unavailable when the tier does not answer in time, Overloaded when its queue is full.
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            try:
+                return await send()
+            except GONE:
+                return await send()
+    except TimeoutError as error:
+        raise Unavailable(f"{tier} did not answer within {deadline_s:g} s") from error
+    except BackPressureError as error:
+        raise Overloaded(f"{tier} has more requests than it can take") from error
+    except (RayError, RayServeException) as error:
+        raise Unavailable(f"{tier} failed: {type(error).__name__}") from error
+
+
+def _coalescer(
+    tier: str, send: Callable[[Any], Awaitable[Sequence[Any]]], settings: TierSettings, deadline_s: float
+) -> Coalescer[Any, Any]:
+    async def send_batch(batch: list[Any]) -> Sequence[Any]:
+        return await call(tier, lambda: send(batch), deadline_s)
+
+    return Coalescer(send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests)
+
+
+class RemoteEncoder:
+    """The encoder tier."""
+
+    def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
+        self._coalescer = _coalescer("encoder", handle.encode.remote, settings, deadline_s)
+
+    async def encode(self, text: str) -> Vectors:
+        vector: Vectors = await self._coalescer.ask(text)
+        return vector
+
+
+class RemoteRanker:
+    """The ranker tier."""
+
+    def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
+        self._coalescer = _coalescer("ranker", handle.score.remote, settings, deadline_s)
+
+    async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        ranked: NDArray[np.float32] = await self._coalescer.ask(scores)
+        return ranked
+
+
+class RemoteRecall:
+    """All shards, side by side. A shard that does not answer is named, and the others' answers count."""
+
+    def __init__(self, handles: Sequence[DeploymentHandle], settings: TierSettings, deadline_s: float) -> None:
+        self._handles = handles
+        self._deadline_s = deadline_s
+        self._names = [f"shard-{number:02d}" for number in range(len(handles))]
+        self._coalescers = [
+            _coalescer(name, handle.recall.remote, settings, deadline_s)
+            for name, handle in zip(self._names, handles, strict=True)
+        ]
+
+    async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
+        """Raises InvalidInput when the query itself is wrong, Overloaded when no shard has room for it."""
+        answers = await asyncio.gather(
+            *(coalescer.ask((snapshot_id, query)) for coalescer in self._coalescers), return_exceptions=True
+        )
+        found = [answer for answer in answers if isinstance(answer, Candidates)]
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, Unavailable) or (not found and isinstance(failure, Overloaded)):
+                raise failure
+        missing = [name for name, answer in zip(self._names, answers, strict=True) if isinstance(answer, Exception)]
+        return found, missing
+
+    async def prepare(self, snapshot_id: str, deadline_s: float) -> None:
+        """Have every shard hold this snapshot. Raises what the first shard that cannot says."""
+
+        def send(handle: DeploymentHandle) -> Callable[[], Awaitable[None]]:
+            return lambda: handle.prepare.remote(snapshot_id)
+
+        pairs = zip(self._names, self._handles, strict=True)
+        await asyncio.gather(*(call(name, send(handle), deadline_s) for name, handle in pairs))
+
+    async def status(self, deadline_s: float) -> dict[str, Any]:
+        """What each shard holds, or why it does not say."""
+
+        async def one(name: str, handle: DeploymentHandle) -> Any:
+            try:
+                return await call(name, lambda: handle.status.remote(), deadline_s)
+            except Unavailable as error:
+                return {"error": str(error)}
+
+        pairs = list(zip(self._names, self._handles, strict=True))
+        answers = await asyncio.gather(*(one(name, handle) for name, handle in pairs))
+        return dict(zip(self._names, answers, strict=True))

@@ -1,0 +1,131 @@
+"""The stages that turn event files into popularity and transition weights, partitioned by hash, without a shuffle.
+
+    events, by split  --user-->  counts, by user part  --source-->  weights, by source part  --target-->  shards
+
+A user's events stay together, so that pairs can be counted; all targets of a source come together, so that only the
+strongest are kept; and each shard reads the weights that lead to its own items.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raysys.data import events, readers
+from raysys.keys import item_keys
+from raysys.profile.fold import event_weight
+from raysys.training import popularity, transition
+from raysys.training.items import by_code, write_rejects
+from raysys.training.plan import BuildPlan
+from raysys.types import Keys
+
+
+def stage_events(plan: BuildPlan, number: int) -> dict[str, Any]:
+    """Read and check one split of the events, cut by user. Returns counts and the time of the latest event."""
+    settings = plan.settings.events
+    assert settings is not None  # noqa: S101  # there are no event splits without settings
+    wanted = list(dict.fromkeys(plan.inputs.event_columns.values()))
+    kept, rejects, n_read = [], [], 0
+    for batch in readers.read(plan.inputs.events[number], wanted):
+        n_read += len(batch.table) + len(batch.rejects)
+        prepared = events.prepare_events(batch, settings, plan.inputs.event_columns)
+        rejects += prepared.rejects
+        kept.append(prepared.events)
+    write_rejects(plan, f"events-{number:06d}", rejects)
+    latest_s = _write_by_user(plan, number, pa.concat_tables(kept)) if kept else -np.inf
+    return {"read": n_read, "kept": sum(map(len, kept)), "rejected": by_code(rejects), "latest_s": latest_s}
+
+
+def _write_by_user(plan: BuildPlan, number: int, table: pa.Table) -> float:
+    if not len(table):
+        return -np.inf
+    columns = {
+        "user": _hashed(table["user_id"]),
+        "item": _hashed(table["item_id"]),
+        "timestamp_s": table["timestamp_s"].to_numpy(),
+        "weight": _weights(table, plan.settings.behaviour.event_weights),
+    }
+    part = columns["user"] % np.uint64(plan.n_shards)
+    for p in np.unique(part):
+        mine = {name: pa.array(values[part == p]) for name, values in columns.items()}
+        pq.write_table(pa.table(mine), plan.staged("events", f"{p:05d}") / f"{number:06d}.parquet")
+    return float(columns["timestamp_s"].max())
+
+
+def _hashed(column: pa.ChunkedArray) -> Keys:
+    """[n] uint64 keys; each distinct id is hashed once."""
+    encoded = column.combine_chunks().dictionary_encode()
+    keys: Keys = item_keys(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    return keys
+
+
+def _weights(table: pa.Table, weights: dict[str, float]) -> NDArray[np.float32]:
+    pairs = zip(table["kind"].to_pylist(), table["value"].to_pylist(), strict=True)
+    return np.array([event_weight(kind, value, weights) for kind, value in pairs], dtype=np.float32)
+
+
+def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
+    """Count items and item pairs in the events of one part of the users; write pair counts by source."""
+    files = sorted(plan.staged("events", f"{part:05d}").glob("*.parquet"))
+    if not files:
+        return
+    table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    user, item, time_s, weight = (table[name].to_numpy() for name in ("user", "item", "timestamp_s", "weight"))
+    settings = plan.settings.behaviour
+    liked = weight > 0
+    counts = popularity.count_items(
+        item[liked], time_s[liked], weight[liked], latest_s, settings.popularity_half_life_days
+    )
+    _write(plan, ("item_counts",), f"{part:05d}", keys=counts.keys, count=counts.count, popularity=counts.popularity)
+    pairs = transition.count_pairs(user[liked], item[liked], time_s[liked], settings.window, settings.reverse)
+    for p, mine in _cut(pairs.source, plan.n_shards):
+        taken = pairs.take(mine)
+        _write(plan, ("pairs", p), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
+
+
+def weigh_part(plan: BuildPlan, part: int) -> None:
+    """The weights of all pairs whose source falls in this part, the strongest of each source; written by shard."""
+    counts = item_counts(plan)
+    pairs = transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("pairs", f"{part:05d}"))])
+    weights = transition.normalise(pairs, (counts.keys, counts.count), plan.settings.behaviour.shrink)
+    weights = transition.prune(weights, plan.settings.behaviour.targets_per_item)
+    for shard, mine in _cut(weights.target, plan.n_shards):
+        taken = weights.take(mine)
+        _write(plan, ("weights", shard), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
+
+
+def item_counts(plan: BuildPlan) -> popularity.ItemCounts:
+    """Counts and popularity of every item in the events."""
+    return popularity.merge([popularity.ItemCounts(*arrays) for arrays in _read(plan, ("item_counts",))])
+
+
+def shard_weights(plan: BuildPlan, number: int) -> transition.PairCounts:
+    """The transition weights that lead to the items of one shard."""
+    return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("weights", f"{number:05d}"))])
+
+
+def relative_popularity(counts: popularity.ItemCounts, keys: Keys) -> NDArray[np.float32]:
+    """[n] float32 in 0..1 for these items: log(1 + popularity), the most popular item of all = 1."""
+    top = float(np.log1p(counts.popularity).max(initial=0))
+    if top <= 0:
+        return np.zeros(len(keys), dtype=np.float32)
+    at = np.minimum(np.searchsorted(counts.keys, keys), len(counts) - 1)
+    known = counts.keys[at] == keys
+    return np.where(known, np.log1p(counts.popularity[at]) / top, 0).astype(np.float32)
+
+
+def _cut(keys: Keys, n: int) -> list[tuple[str, NDArray[np.bool_]]]:
+    part = keys % np.uint64(n)
+    return [(f"{p:05d}", part == p) for p in np.unique(part)]
+
+
+def _write(plan: BuildPlan, folder: tuple[str, ...], name: str, **arrays: NDArray[Any]) -> None:
+    table = pa.table({column: pa.array(values) for column, values in arrays.items()})
+    pq.write_table(table, plan.staged(*folder) / f"{name}.parquet")
+
+
+def _read(plan: BuildPlan, folder: tuple[str, ...]) -> list[list[NDArray[Any]]]:
+    tables = [pq.read_table(path, partitioning=None) for path in sorted(plan.staged(*folder).glob("*.parquet"))]
+    return [[column.to_numpy() for column in table.columns] for table in tables]

@@ -1,0 +1,216 @@
+"""The indexing job on a Ray cluster. Ray Data spreads staging and encoding; one task builds each shard.
+
+What a worker does is in ``training.items``, ``training.behaviour`` and ``training.finish``, which know nothing of
+Ray. Data moves through files that every node sees, so what Ray carries is small: split numbers out, counts back.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from raysys.clock import Clock, SystemClock
+from raysys.config import BuildSettings
+from raysys.encoder.build import build_encoder
+from raysys.encoder.protocol import EncoderIdentity
+from raysys.index.manifest import Manifest, ShardRecord
+from raysys.training import behaviour, finish, items
+from raysys.training.plan import BuildPlan, make_plan
+from raysys.training.report import Report
+
+Say = Callable[[str], None]
+PROGRESS_EVERY_S = 2.0
+
+
+def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None) -> tuple[Manifest, dict[str, Any]]:
+    """Run the whole job on the cluster that ``ray`` is connected to, and publish its snapshot.
+
+    Raises ConfigError and CatalogError before any model loads when the inputs are not usable. Killed at any point,
+    nothing half-built is ever published, and the next run finds the texts that were encoded.
+    """
+    clock = SystemClock() if clock is None else clock
+    plan = make_plan(settings, clock.now_s())
+    report = Report(clock)
+    try:
+        manifest = _Build(plan, report, say, clock).run()
+    except BaseException:
+        shutil.rmtree(plan.snapshot, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(plan.staging, ignore_errors=True)
+    return manifest, report.as_dict()
+
+
+class _Build:
+    """One run of the job: the stages in their order."""
+
+    def __init__(self, plan: BuildPlan, report: Report, say: Say, clock: Clock) -> None:
+        self._plan, self._report, self._say, self._clock = plan, report, say, clock
+        self._plan_ref = ray.put(plan)
+        _quiet()
+
+    def run(self) -> Manifest:
+        latest_s = self._stage()
+        counted = self._count(latest_s)
+        identity = self._settle()
+        self._encode(identity)
+        with self._report.stage("behaviour"):
+            ray.get(counted)
+        shards = self._finish(identity)
+        with self._report.stage("publish"):
+            return finish.publish(self._plan, identity, shards, self._report.as_dict())
+
+    def _stage(self) -> float:
+        """Read and clean all inputs. Returns the time of the latest event."""
+        inputs = self._plan.inputs
+        kinds = [("items", n) for n in range(len(inputs.items))] + [("events", n) for n in range(len(inputs.events))]
+        latest_s = float("-inf")
+        with self._report.stage("read and clean"):
+            rows = [{"kind": kind, "number": number} for kind, number in kinds]
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+            for counts in _results(dataset.map_batches(_stage_one, fn_args=(self._plan_ref,), **_ONE_BY_ONE)):
+                self._report.add({k: counts[k] for k in ("read", "kept")}, f"{counts['kind']}_")
+                self._report.rejected.update({r["reason"]: r["n"] for r in counts["rejected"]})
+                latest_s = max(latest_s, counts["latest_s"])
+        self._say(f"read {self._report.counts['items_read']:,} rows, {self._report.counts['events_read']:,} events")
+        return latest_s
+
+    def _count(self, latest_s: float) -> list[ray.ObjectRef]:
+        """Start the counting of behaviour; it runs beside the encoding."""
+        parts = range(self._plan.n_shards)
+        counted = [_count_part.remote(self._plan_ref, part, latest_s) for part in parts]
+        return [_weigh_part.remote(self._plan_ref, part, *counted) for part in parts]
+
+    def _settle(self) -> EncoderIdentity:
+        with self._report.stage("load encoder"):
+            identity = build_encoder(self._plan.settings.encoder).identity
+        with self._report.stage("settle"):
+            settled = ray.get([_settle.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)])
+        for counts in settled:
+            self._report.add(counts)
+        return identity
+
+    def _encode(self, identity: EncoderIdentity) -> None:
+        files = items.todo_files(self._plan)
+        if not files:
+            self._say("every text has been encoded by an earlier build")
+            return
+        with self._report.stage("encode"):
+            dataset = ray.data.from_items([{"path": str(path)} for path in files], override_num_blocks=len(files))
+            pool = dataset.map_batches(
+                _Encoder,
+                compute=ActorPoolStrategy(size=self._n_encoders(len(files))),
+                fn_constructor_args=(self._plan_ref,),
+                num_cpus=1,
+                num_gpus=self._plan.settings.workers.gpus_per_encoder,
+                **_ONE_BY_ONE,
+            )
+            self._follow(pool)
+
+    def _n_encoders(self, n_files: int) -> int:
+        workers = self._plan.settings.workers
+        if workers.encoders is not None:
+            return workers.encoders
+        resources = ray.cluster_resources()
+        if workers.gpus_per_encoder > 0:
+            return max(1, int(resources.get("GPU", 0) / workers.gpus_per_encoder))
+        # Ray Data's own helper tasks each want a whole CPU; a pool that takes all of them would wait for ever.
+        return max(1, min(int(resources["CPU"]) - 1, n_files))
+
+    def _follow(self, pool: Dataset) -> None:
+        todo, start_s = self._report.counts["todo"], self._clock.monotonic_s()
+        said_s = start_s
+        for counts in _results(pool):
+            self._report.add(counts)
+            now_s = self._clock.monotonic_s()
+            done = self._report.counts["texts"]
+            if now_s - said_s >= PROGRESS_EVERY_S or done == todo:
+                said_s = now_s
+                self._say(f"encoded {done:,} of {todo:,} texts, {done / (now_s - start_s):,.0f} a second")
+
+    def _finish(self, identity: EncoderIdentity) -> list[ShardRecord]:
+        with self._report.stage("build shards"):
+            shards = ray.get([_finish.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)])
+        self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s in shards))
+        return list(shards)
+
+
+_ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+def _results(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The counts that the tasks return, as they come in."""
+    yield from dataset.iter_rows()
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=_COUNTS)
+
+
+_COUNTS = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("read", pa.int64()),
+        ("kept", pa.int64()),
+        ("latest_s", pa.float64()),
+        ("rejected", pa.list_(pa.struct([("reason", pa.string()), ("n", pa.int64())]))),
+    ]
+)
+
+
+def _stage_one(batch: pa.Table, plan: ray.ObjectRef) -> pa.Table:
+    plan_value: BuildPlan = ray.get(plan)
+    rows = []
+    for kind, number in zip(batch["kind"].to_pylist(), batch["number"].to_pylist(), strict=True):
+        stage = items.stage_items if kind == "items" else behaviour.stage_events
+        counts = {"latest_s": float("-inf"), **stage(plan_value, number)}
+        rejected = [{"reason": reason, "n": n} for reason, n in counts.pop("rejected").items()]
+        rows.append({"kind": kind, "rejected": rejected, **counts})
+    return _table(rows)
+
+
+class _Encoder:
+    """One worker of the pool: a model that stays loaded, and file after file of texts."""
+
+    def __init__(self, plan: ray.ObjectRef) -> None:
+        self._plan: BuildPlan = ray.get(plan)
+        self._encoder = build_encoder(self._plan.settings.encoder, threads=1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        paths = batch["path"].to_pylist()
+        return pa.Table.from_pylist([items.encode_file(self._plan, Path(path), self._encoder) for path in paths])
+
+
+@ray.remote
+def _settle(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dict[str, Any]:
+    return items.settle_shard(plan, number, identity)
+
+
+@ray.remote
+def _count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
+    behaviour.count_part(plan, part, latest_s)
+
+
+@ray.remote
+def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
+    behaviour.weigh_part(plan, part)
+
+
+@ray.remote
+def _finish(plan: BuildPlan, number: int, identity: EncoderIdentity) -> ShardRecord:
+    return finish.finish_shard(plan, number, identity)
+
+
+def _quiet() -> None:
+    """Our own progress lines say more than Ray Data's bars do in the log of a job."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

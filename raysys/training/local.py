@@ -1,0 +1,47 @@
+"""The same stages one after the other in this process, without Ray: for tests, evaluation, and small catalogues."""
+
+import shutil
+
+from raysys.clock import Clock, SystemClock
+from raysys.config import BuildSettings
+from raysys.encoder.build import build_encoder
+from raysys.index.manifest import Manifest
+from raysys.training import behaviour, finish, items
+from raysys.training.plan import make_plan
+from raysys.training.report import Report
+
+
+def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
+    """Build and publish a snapshot. Raises ConfigError and CatalogError like the distributed job."""
+    clock = SystemClock() if clock is None else clock
+    plan = make_plan(settings, clock.now_s())
+    report = Report(clock)
+    try:
+        for number in range(len(plan.inputs.items)):
+            _count(report, "items_", items.stage_items(plan, number))
+        event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
+        for counts in event_counts:
+            _count(report, "events_", counts)
+        latest_s = max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
+        parts = range(plan.n_shards)
+        for part in parts:
+            behaviour.count_part(plan, part, latest_s)
+        for part in parts:
+            behaviour.weigh_part(plan, part)
+        encoder = build_encoder(settings.encoder)
+        for part in parts:
+            report.add(items.settle_shard(plan, part, encoder.identity))
+        for path in items.todo_files(plan):
+            report.add(items.encode_file(plan, path, encoder))
+        shards = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
+        return finish.publish(plan, encoder.identity, shards, report.as_dict())
+    except BaseException:
+        shutil.rmtree(plan.snapshot, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(plan.staging, ignore_errors=True)
+
+
+def _count(report: Report, prefix: str, counts: dict[str, object]) -> None:
+    report.add({name: int(str(counts[name])) for name in ("read", "kept")}, prefix)
+    report.rejected.update(counts["rejected"])  # type: ignore[call-overload]  # reason -> rows

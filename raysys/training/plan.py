@@ -1,0 +1,79 @@
+"""What one build will do, settled in seconds and before any model loads: inputs found, columns matched, paths fixed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from raysys.config import BuildSettings
+from raysys.data import catalog, events, readers
+from raysys.data.sources import Split
+from raysys.encoder.protocol import EncoderIdentity
+from raysys.encoder.vectors import EmbeddingStore
+from raysys.errors import CatalogError
+from raysys.index.store import SnapshotStore
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of catalogue and events, and which of their columns are which of our fields."""
+
+    items: list[Split]
+    item_columns: dict[str, str]
+    attributes: dict[str, pa.DataType]
+    events: list[Split]
+    event_columns: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything a stage needs; small, and the same on every worker. All paths are seen by every node."""
+
+    settings: BuildSettings
+    inputs: Inputs
+    snapshot_id: str
+    snapshot: Path
+    staging: Path
+
+    @property
+    def n_shards(self) -> int:
+        return self.settings.index.shards
+
+    def shard_folder(self, number: int) -> Path:
+        """Where the finished files of a shard go."""
+        return self.snapshot / f"shard-{number:05d}"
+
+    def staged(self, *parts: str) -> Path:
+        """A folder for intermediate files, created when asked for."""
+        folder = self.staging.joinpath(*parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def embeddings(self, identity: EncoderIdentity) -> EmbeddingStore:
+        """The vectors that this and earlier builds have made with this encoder."""
+        return EmbeddingStore(self.settings.index.root, identity.fingerprint(), identity.dim)
+
+
+def find_inputs(settings: BuildSettings) -> Inputs:
+    """Look at the input files and match their columns. Raises ConfigError that names what is missing, CatalogError."""
+    items = readers.discover(settings.catalog.path, settings.catalog.format)
+    item_columns = catalog.resolve_columns(settings.catalog, readers.columns_of(items[0]))
+    sample = next(readers.read(items[0], catalog.columns_to_read(settings.catalog, item_columns)), None)
+    if sample is None:
+        raise CatalogError(f"{settings.catalog.path} holds no rows: there is nothing to recommend")
+    attributes = catalog.attribute_types(settings.catalog, sample.table)
+    if settings.events is None:
+        return Inputs(items, item_columns, attributes, [], {})
+    event_splits = readers.discover(settings.events.path, settings.events.format)
+    event_columns = events.resolve_event_columns(settings.events, readers.columns_of(event_splits[0]))
+    return Inputs(items, item_columns, attributes, event_splits, event_columns)
+
+
+def make_plan(settings: BuildSettings, now_s: float) -> BuildPlan:
+    """Check the inputs, then open a fresh snapshot folder."""
+    inputs = find_inputs(settings)
+    store = SnapshotStore(settings.index.root)
+    snapshot_id, folder = store.create(now_s)
+    staging = store.root / "staging" / snapshot_id
+    staging.mkdir(parents=True)
+    return BuildPlan(settings, inputs, snapshot_id, folder, staging)

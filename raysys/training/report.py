@@ -1,0 +1,64 @@
+"""What a build did: for machines as JSON beside the snapshot, for people as a few lines."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from raysys.clock import Clock
+
+
+class Report:
+    """Counts and seconds, gathered while the build runs."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._start_s = clock, clock.monotonic_s()
+        self.stages_s: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; one that is entered again adds up."""
+        start_s = self._clock.monotonic_s()
+        try:
+            yield
+        finally:
+            self.stages_s[name] = round(self.stages_s.get(name, 0.0) + self._clock.monotonic_s() - start_s, 3)
+
+    def add(self, counts: Mapping[str, int], prefix: str = "") -> None:
+        """Add counts of one task."""
+        for name, n in counts.items():
+            self.counts[prefix + name] += n
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        encode_s = self.stages_s.get("encode", 0.0)
+        texts = self.counts["texts"]
+        return {
+            **self.counts,
+            "rejected": dict(self.rejected),
+            "stages_s": self.stages_s,
+            "total_s": round(self._clock.monotonic_s() - self._start_s, 3),
+            "texts_per_s": round(texts / encode_s, 1) if texts and encode_s > 0 else None,
+        }
+
+
+def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> Iterable[str]:
+    """The report as lines for people."""
+    get = report.get
+    yield f"rows read {get('items_read', 0):,}, kept {get('items_kept', 0):,}"
+    for reason, n in sorted(report["rejected"].items()):
+        yield f"  quarantined {n:,}: {reason}"
+    if get("duplicates", 0):
+        yield f"  {get('duplicates'):,} rows repeat an item_id: the last of each was kept"
+    if get("events_read", 0):
+        yield f"events read {get('events_read', 0):,}, kept {get('events_kept', 0):,}"
+    speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
+    yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
+    exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"
+    yield f"items {get('items', 0):,} in {n_shards} shard(s){exactness}"
+    if n_shards > get("items", 0):
+        yield f"  fewer items than shards: {n_shards - get('items', 0)} shard(s) or more are empty"
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["stages_s"].items())
+    yield f"seconds: {stages}; {report['total_s']:.1f} s in all"

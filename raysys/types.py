@@ -1,0 +1,137 @@
+"""The plain values that travel between stages. Frozen, without behaviour, without Ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Keys = NDArray[np.uint64]
+
+# The candidate sources, in the order of the columns of every score matrix.
+QUERY, PROFILE, TRANSITION, POPULAR = range(4)
+SOURCES = ("query", "profile", "transition", "popular")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a person did. ``user`` is a user id or a session id, already made distinct by ``user_key``."""
+
+    event_id: str
+    kind: str
+    user: str
+    item_id: str | None
+    timestamp_s: float
+    value: float | None = None
+    text: str | None = None
+    recommendation_id: str | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """What a person's events say about one item: weight > 0 likes, < 0 dislikes, 0 only seen."""
+
+    item_id: str
+    weight: float
+    timestamp_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The state of one user: the fold of their events. ``version`` counts the events folded in."""
+
+    user: str
+    version: int = 0
+    interactions: tuple[Interaction, ...] = ()  # one an item, oldest first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecallQuery:
+    """What one request asks of every shard.
+
+    query, profile: [dim] float32, L2-normalised where the metric is cosine; None = not given.
+    history_keys: [h] uint64 item keys of the positive history; history_weights: [h] float32, decayed.
+    exclude_keys: [e] uint64 item keys that must not come back.
+    filter: a ``filters.Filter``; None keeps everything. now_s: UTC epoch seconds, for availability.
+    k: candidates per source and shard.
+    only: [c] uint64 item keys to score instead of looking for candidates; None = look for them.
+    """
+
+    query: Vectors | None
+    profile: Vectors | None
+    history_keys: Keys
+    history_weights: NDArray[np.float32]
+    exclude_keys: Keys
+    filter: Any | None
+    now_s: float
+    k: int
+    only: Keys | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Items found, one row an item, each scored by every source.
+
+    shard, row: [n] int32, where the item lives. key: [n] uint64 item key (breaks ties).
+    scores: [n, len(SOURCES)] float32, higher is better, 0 where the source does not know the item.
+    found_by: [n] uint8, bit s set when source s put the item forward.
+    exact: every source searched exactly.
+    """
+
+    shard: NDArray[np.int32]
+    row: NDArray[np.int32]
+    key: Keys
+    scores: NDArray[np.float32]
+    found_by: NDArray[np.uint8]
+    exact: bool = True
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller asks for: any mix of who they are, what they like, and what they look for.
+
+    user: key of a stored profile; history: item ids seen in this session, oldest first; positive, negative: liked
+    and disliked item ids; query: free text; filter: a ``filters.Filter``; limit: items wanted.
+    only: item ids to rank instead of looking for candidates.
+    """
+
+    limit: int
+    user: str | None = None
+    query: str | None = None
+    history: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    filter: Any | None = None
+    exclude_seen: bool = True
+    only: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """One line of an answer. ``sources``: the score that each source gave, for those that found it."""
+
+    item_id: str
+    score: float
+    rank: int
+    sources: Mapping[str, float]
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What comes back. degraded: parts that did not answer; reasons: why the list is as it is (``cold_start``)."""
+
+    snapshot_id: str
+    profile_version: int
+    items: tuple[RankedItem, ...]
+    underfilled: bool
+    exact: bool
+    degraded: tuple[str, ...]
+    reasons: tuple[str, ...]
+    timings_ms: Mapping[str, float]

@@ -1,0 +1,122 @@
+"""Profile and request to weighted items, and the vector of a user."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysys.config import ProfileSettings
+from raysys.profile.seeds import decayed_mean, seeds
+from raysys.types import Interaction, Profile
+
+HALVING = ProfileSettings(step_decay=0.5)
+NONE = np.zeros(0, dtype=np.float32)
+NO_VECTORS = np.zeros((0, 2), dtype=np.float32)
+
+
+def profile(**weights: float) -> Profile:
+    """A profile of these items, oldest first."""
+    return Profile(
+        "u:ann", len(weights), tuple(Interaction(item, w, float(at)) for at, (item, w) in enumerate(weights.items()))
+    )
+
+
+def f32(*values: object) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def test_a_stranger_has_no_seeds():
+    nothing = seeds(Profile("u:new"), HALVING)
+    assert (nothing.items, nothing.negatives, nothing.seen) == ((), (), frozenset())
+    assert nothing.weights.shape == nothing.negative_weights.shape == (0,)
+    assert nothing.weights.dtype == nothing.negative_weights.dtype == np.float32
+
+
+def test_a_profile_worked_by_hand():
+    found = seeds(profile(a=1.0, b=-2.0, c=3.0, d=0.0, e=2.0), HALVING)
+    assert found.items == ("a", "c", "e")
+    assert found.weights.tolist() == [0.25, 1.5, 2.0]
+    assert found.negatives == ("b",)
+    assert found.negative_weights.tolist() == [2.0]
+    assert found.seen == {"a", "b", "c", "d", "e"}
+    assert found.weights.dtype == np.float32
+
+
+def test_a_plain_view_just_now_weighs_one():
+    assert seeds(profile(a=1.0), HALVING).weights.tolist() == [1.0]
+    assert seeds(Profile("s:x"), HALVING, history=["a"]).weights.tolist() == [1.0]
+
+
+def test_the_ids_of_a_request_come_after_the_profile():
+    found = seeds(profile(a=1.0), HALVING, history=["b"], positive=["c"], negative=["d"])
+    assert found.items == ("a", "b", "c")
+    assert found.weights.tolist() == [0.25, 0.5, 2.0]
+    assert (found.negatives, found.negative_weights.tolist()) == (("d",), [2.0])
+    assert found.seen == {"a", "b"}  # positive and negative are examples, not things seen
+
+
+def test_an_item_given_again_moves_to_the_end_and_keeps_its_greatest_weight():
+    found = seeds(profile(a=3.0, b=1.0), HALVING, history=["c", "a", "c"])
+    assert found.items == ("b", "a", "c")
+    assert found.weights.tolist() == [0.25, 1.5, 1.0]
+
+
+def test_history_does_not_undo_a_dislike_but_positive_does():
+    assert seeds(profile(a=-2.0), HALVING, history=["a"]).items == ()
+    found = seeds(profile(a=-2.0), HALVING, positive=["a"])
+    assert (found.items, found.negatives) == (("a",), ())
+
+
+def test_negative_overrules_everything():
+    found = seeds(profile(a=3.0), HALVING, history=["a"], positive=["a"], negative=["a"])
+    assert (found.items, found.negatives) == ((), ("a",))
+
+
+def test_weights_are_capped_and_lists_are_bounded():
+    settings = ProfileSettings(step_decay=1.0, history=2)
+    found = seeds(profile(a=1.0, b=9.0, c=1.0, d=-1.0, e=-9.0, f=-1.0), settings)
+    assert (found.items, found.weights.tolist()) == (("b", "c"), [3.0, 1.0])
+    assert (found.negatives, found.negative_weights.tolist()) == (("e", "f"), [3.0, 1.0])
+    assert found.seen == {"a", "b", "c", "d", "e", "f"}
+
+
+IDS = st.lists(st.sampled_from("abcdefgh"), max_size=12)
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-5, 5)), IDS, IDS, IDS, st.integers(1, 6))
+def test_shape_of_all_seeds(weights, history, positive, negative, limit):
+    found = seeds(profile(**weights), ProfileSettings(history=limit), history, positive, negative)
+    assert len(found.items) == len(set(found.items)) == len(found.weights) <= limit
+    assert len(found.negatives) == len(set(found.negatives)) == len(found.negative_weights) <= limit
+    assert not set(found.items) & set(found.negatives)
+    assert not set(found.items) & set(negative)
+    assert found.seen == {*weights, *history}
+    assert np.all((found.weights >= 0) & (found.weights <= 3))
+
+
+def test_decayed_mean_worked_by_hand():
+    mean = decayed_mean(f32([1, 0], [0, 1]), f32(3, 1), NO_VECTORS, NONE)
+    np.testing.assert_allclose(mean, np.array([3, 1]) / np.sqrt(10), rtol=1e-6)
+    assert mean.dtype == np.float32
+    away = decayed_mean(f32([1, 0], [0, 1]), f32(1, 1), f32([0, 1]), f32(2))  # (.5, .5) - .5 * (0, 1)
+    np.testing.assert_allclose(away, [1, 0], atol=1e-6)
+
+
+def test_many_dislikes_do_not_drown_one_like():
+    mean = decayed_mean(f32([1, 0]), f32(1), np.tile(f32([0, 1]), (1000, 1)), np.full(1000, 3, dtype=np.float32))
+    np.testing.assert_allclose(mean, np.array([1, -0.5]) / np.sqrt(1.25), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "weights", "negative_vectors", "negative_weights"),
+    [
+        (NO_VECTORS, NONE, NO_VECTORS, NONE),
+        (NO_VECTORS, NONE, f32([1, 0]), f32(1)),  # dislikes alone give no direction
+        (f32([0, 0]), f32(1), NO_VECTORS, NONE),  # an item with a blank text
+        (f32([1, 0], [-1, 0]), f32(1, 1), NO_VECTORS, NONE),
+        (f32([0.5, 0]), f32(1), f32([1, 0]), f32(1)),
+        (f32([1, 0]), f32(0), NO_VECTORS, NONE),  # a weight of long ago that underflowed
+    ],
+)
+def test_nothing_to_go_by_is_none(vectors, weights, negative_vectors, negative_weights):
+    assert decayed_mean(vectors, weights, negative_vectors, negative_weights) is None
