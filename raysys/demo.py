@@ -205,7 +205,7 @@ def submit(service: LocalService, path: Path, settings: dict[str, Any]) -> None:
     for line in job.stdout:
         lines.append(line)
         if _is_ours(line):
-            console.print(f"  {line.rstrip()}", markup=False)
+            console.print(f"  {line.rstrip()}", markup=False, soft_wrap=True)
     if job.wait(JOB_TIMEOUT_S) != 0:
         raise RaysysError("the indexing job failed:\n" + "".join(lines[-30:]))
 

@@ -153,7 +153,7 @@ def _snapshot(folder: Path) -> Finding:
     try:
         manifest = store.manifest(store.current_id())
     except RaysysError as error:
-        return Finding("note", "snapshot", "none published", str(error))
+        return Finding("note", "snapshot", "none published yet", str(error))
     return Finding(
         "ok", "snapshot", f"{manifest.snapshot_id}: {manifest.n_items:,} items in {len(manifest.shards)} shards"
     )

@@ -133,12 +133,14 @@ class Recommender:
     def _taste(self, known: Seeds) -> Vectors | None:
         """The profile vector: arithmetic over item vectors that exist already."""
         likes, dislikes = self.catalogue.find(known.items), self.catalogue.find(known.negatives)
-        return decayed_mean(
+        taste = decayed_mean(
             self.catalogue.vectors(likes),
             known.weights[likes.known],
             self.catalogue.vectors(dislikes),
             known.negative_weights[dislikes.known],
         )
+        contrast = self.catalogue.contrast
+        return taste if taste is None or contrast is None else contrast.sharpen(taste)
 
     async def _encode(self, text: str | None, trace: Trace) -> Vectors | None:
         if text is None:

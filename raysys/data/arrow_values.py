@@ -37,7 +37,7 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds strings, or bytes that may be such."""
     types = pa.types
     strings = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return bool(strings or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+    return bool(strings or types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:

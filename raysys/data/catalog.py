@@ -1,4 +1,4 @@
-"""A catalogue's rows, made into items: checked, cleaned and with their text; what is wrong is reported, not passed on."""
+"""A catalogue's rows, made into items: checked, cleaned, and with their text. What is wrong is reported."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

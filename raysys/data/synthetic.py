@@ -94,11 +94,10 @@ def _events(histories: list[list[int]]) -> pa.Table:
     rows = []
     for user, history in enumerate(histories):
         for step, item in enumerate(history):
-            # Users begin a minute apart and act once an hour: histories overlap in time, and no two times are equal.
-            time_s = START_S + 60.0 * user + 3_600.0 * step
-            parts = (f"user-{user}", item_id(item), "view", time_s, None)
-            user_id, item_name, kind, timestamp_s, value = parts
-            rows.append((event_id_of(*parts), kind, user_id, item_name, value, timestamp_s, None))
+            # Users begin a minute apart and act once an hour, so that histories overlap in time.
+            user_id, time_s = f"user-{user}", START_S + 60.0 * user + 3_600.0 * step
+            event_id = event_id_of(user_id, item_id(item), "view", time_s, None)
+            rows.append((event_id, "view", user_id, item_id(item), None, time_s, None))
     columns = zip(*rows, strict=True) if rows else [()] * len(EVENT_SCHEMA)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, EVENT_SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=EVENT_SCHEMA)

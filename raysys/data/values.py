@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 
@@ -64,7 +65,7 @@ def _is_missing(value: Any, exact: bool) -> bool:
 
 def parse_id(value: Any) -> str:
     """An id, exactly: strings as they are, integers by their digits, floats only where they hold an integer exactly."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal, UUID)):
         raise BadValue("bad_id", f"an id must be a string or an integer, but this is a {type(value).__name__}")
     if isinstance(value, (float, Decimal)):
         if value != value or abs(value) == float("inf") or value != int(value):

@@ -22,6 +22,7 @@ from raysys.types import Vectors
 
 # Tensor cores like multiples of 8; a CPU gains nothing from them, and short titles cost a sixth more.
 _PAD_TO = {"cuda": 8, "cpu": 1}
+_BATCH_TOKENS = {"cpu": 1_024, "cuda": 32_768}  # on a CPU larger batches only leave the cache
 
 
 class TransformerEncoder:
@@ -43,7 +44,7 @@ class TransformerEncoder:
         normalize: bool = True,
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        batch_tokens: int = 2_048,
+        batch_tokens: int | None = None,
         threads: int = 1,
     ) -> None:
         # The tokeniser's own threads would compete with torch's for the same cores.
@@ -57,7 +58,7 @@ class TransformerEncoder:
         self._model.eval().to(self.device)
         self._tokenizer_lock = threading.Lock()  # a fast tokeniser used by two threads at once raises
         self._pooling: Pooling = pooling
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = _BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens
         self._pad_to = _PAD_TO[self.device.type]
         self.identity = EncoderIdentity(
             name=source.name,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raysys.index.contrast import Contrast
 from raysys.index.manifest import Manifest, read_manifest
 from raysys.index.shard_files import ShardFiles, rows_of
 from raysys.keys import item_keys
@@ -40,6 +41,7 @@ class Catalogue:
 
     def __init__(self, folder: Path) -> None:
         self.manifest: Manifest = read_manifest(folder)
+        self.contrast = Contrast.load(folder) if self.manifest.has_contrast else None
         self.shards = [
             ShardFiles(folder / shard.folder, shard.index_kind, self.manifest.metric) for shard in self.manifest.shards
         ]

@@ -46,6 +46,7 @@ class Manifest(Settings):
     n_items: int
     shards: list[ShardRecord]
     files: dict[str, FileRecord]
+    has_contrast: bool = False
     data_hash: str
     template_hash: str
     change_sequence: int = 0  # the last live change folded in

@@ -55,6 +55,6 @@ def _take(candidates: Candidates, at: NDArray[np.intp], found_by: NDArray[np.uin
 
 
 def sources_of(candidates: Candidates, at: int) -> dict[str, float]:
-    """The score of each source that put the candidate at this position forward."""
-    bits = int(candidates.found_by[at])
-    return {name: float(candidates.scores[at, s]) for s, name in enumerate(SOURCES) if bits >> s & 1}
+    """The score of each source that knows the candidate at this position: all that its final score is made of."""
+    scores = candidates.scores[at]
+    return {name: float(scores[s]) for s, name in enumerate(SOURCES) if scores[s] != 0}

@@ -41,7 +41,8 @@ class Coalescer(Generic[Q, A]):
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again in a moment")
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
-        self._send()
+        if len(self._waiting) == 1:  # send in this turn of the loop, but after all who ask in it
+            asyncio.get_running_loop().call_soon(self._send)
         return await future
 
     def _send(self) -> None:

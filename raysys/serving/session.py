@@ -13,11 +13,12 @@ from raysys.serving.deploy import deploy, shut_down
 from raysys.serving.local_head import LocalHead, is_free
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalService:
     """A running head, and how to put an application on it."""
 
     head: LocalHead
+    port: int | None = None  # that of the application, once there is one
 
     @property
     def token(self) -> str:
@@ -25,16 +26,18 @@ class LocalService:
 
     def serve(self, args: Mapping[str, Any], port: int) -> str:
         """Deploy over the snapshot published under ``args["index_root"]``. Returns the URL once it is ready."""
-        if not is_free(port):
+        if port != self.port and not is_free(port):
             raise ConfigError(f"port {port} is in use; stop what holds it (`raysys doctor` names it) or take --port")
         store = SnapshotStore(args["index_root"])
         n_shards = len(store.manifest(store.current_id()).shards)
         deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, port=port))
+        self.port = port
         return f"http://127.0.0.1:{port}"
 
     def stop_serving(self) -> None:
         """Remove the application; the head stays."""
         shut_down(self.head.dashboard_url, self.token)
+        self.port = None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The last stages: one index a shard, then the manifest, then the pointer."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from raysys.data.catalog import ITEM_SCHEMA
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import CatalogError
 from raysys.index import vector_index
+from raysys.index.contrast import Contrast, Moments
 from raysys.index.manifest import Manifest, ShardRecord, file_record, writers
 from raysys.index.shard_files import rows_of, write_shard
 from raysys.index.store import SnapshotStore
@@ -26,8 +28,8 @@ from raysys.types import Keys, Vectors
 QUARANTINE, REPORT = "quarantine.jsonl", "report.json"
 
 
-def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> ShardRecord:
-    """Build the index of one shard and write all its files."""
+def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[ShardRecord, Moments]:
+    """Build the index of one shard and write all its files. The moments of its vectors go into the contrast."""
     items, keys, vectors = _settled(plan, number, identity)
     settings = plan.settings.index
     index = vector_index.build(vectors, settings.kind, settings.metric, settings.flat_below)
@@ -40,12 +42,13 @@ def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> Sha
         _transition(plan, number, keys),
         index,
     )
-    return ShardRecord(
+    record = ShardRecord(
         folder=plan.shard_folder(number).name,
         n_items=len(items),
         index_kind=index.kind,
         recall_at_10=measure_recall(index, vectors, settings.recall_sample),
     )
+    return record, Moments.of(vectors)
 
 
 def _settled(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[pa.Table, Keys, Vectors]:
@@ -87,11 +90,18 @@ def measure_recall(index: vector_index.VectorIndex, vectors: Vectors, sample: in
     return float(np.mean([len(np.intersect1d(f, t)) / max(len(t), 1) for f, t in zip(found, truth, strict=True)]))
 
 
-def publish(plan: BuildPlan, identity: EncoderIdentity, shards: list[ShardRecord], report: dict[str, Any]) -> Manifest:
-    """Write quarantine and report, then the manifest, then move the pointer. Raises CatalogError when it is empty."""
+def publish(
+    plan: BuildPlan,
+    identity: EncoderIdentity,
+    finished: Sequence[tuple[ShardRecord, Moments]],
+    report: dict[str, Any],
+) -> Manifest:
+    """Write what belongs to the whole, then the manifest, then move the pointer. Raises CatalogError for no items."""
+    shards = [record for record, _ in finished]
     n_items = sum(shard.n_items for shard in shards)
     if not n_items:
         raise CatalogError(f"no row of {plan.settings.catalog.path} can be indexed; the reasons: {report['rejected']}")
+    contrast = _contrast(plan, identity, [moments for _, moments in finished])
     with (plan.snapshot / QUARANTINE).open("wb") as file:
         file.writelines(orjson.dumps(row) + b"\n" for row in reject_rows(plan))
     (plan.snapshot / REPORT).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
@@ -109,6 +119,7 @@ def publish(plan: BuildPlan, identity: EncoderIdentity, shards: list[ShardRecord
         n_items=n_items,
         shards=shards,
         files=files,
+        has_contrast=contrast is not None,
         data_hash=_hash("".join(f.sha256 for name, f in files.items() if name.endswith("items.arrow"))),
         template_hash=_hash(plan.settings.catalog.template),
         written_by=writers(),
@@ -117,6 +128,16 @@ def publish(plan: BuildPlan, identity: EncoderIdentity, shards: list[ShardRecord
     store.finish(manifest)
     store.publish(plan.snapshot_id)
     return manifest
+
+
+def _contrast(plan: BuildPlan, identity: EncoderIdentity, moments: list[Moments]) -> Contrast | None:
+    """Written where it makes sense: for scores that are inner products of unit vectors."""
+    if plan.settings.index.metric == "l2" or not identity.normalized:
+        return None
+    contrast = Contrast.from_moments(moments)
+    if contrast is not None:
+        contrast.save(plan.snapshot)
+    return contrast
 
 
 def _hash(text: str) -> str:

@@ -33,8 +33,8 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
             report.add(items.settle_shard(plan, part, encoder.identity))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))
-        shards = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
-        return finish.publish(plan, encoder.identity, shards, report.as_dict())
+        finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
+        return finish.publish(plan, encoder.identity, finished, report.as_dict())
     except BaseException:
         shutil.rmtree(plan.snapshot, ignore_errors=True)
         raise

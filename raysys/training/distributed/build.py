@@ -16,9 +16,10 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raysys.clock import Clock, SystemClock
-from raysys.config import BuildSettings
+from raysys.config import BuildSettings, EncoderSettings
 from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
+from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
 from raysys.training import behaviour, finish, items
 from raysys.training.plan import BuildPlan, make_plan
@@ -56,15 +57,18 @@ class _Build:
         _quiet()
 
     def run(self) -> Manifest:
+        loading = _identity.remote(self._plan.settings.encoder)  # loads the model once, beside the reading
         latest_s = self._stage()
         counted = self._count(latest_s)
-        identity = self._settle()
+        with self._report.stage("load encoder"):
+            identity: EncoderIdentity = ray.get(loading)
+        self._settle(identity)
         self._encode(identity)
         with self._report.stage("behaviour"):
             ray.get(counted)
-        shards = self._finish(identity)
+        finished = self._finish(identity)
         with self._report.stage("publish"):
-            return finish.publish(self._plan, identity, shards, self._report.as_dict())
+            return finish.publish(self._plan, identity, finished, self._report.as_dict())
 
     def _stage(self) -> float:
         """Read and clean all inputs. Returns the time of the latest event."""
@@ -87,14 +91,11 @@ class _Build:
         counted = [_count_part.remote(self._plan_ref, part, latest_s) for part in parts]
         return [_weigh_part.remote(self._plan_ref, part, *counted) for part in parts]
 
-    def _settle(self) -> EncoderIdentity:
-        with self._report.stage("load encoder"):
-            identity = build_encoder(self._plan.settings.encoder).identity
+    def _settle(self, identity: EncoderIdentity) -> None:
         with self._report.stage("settle"):
             settled = ray.get([_settle.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)])
         for counts in settled:
             self._report.add(counts)
-        return identity
 
     def _encode(self, identity: EncoderIdentity) -> None:
         files = items.todo_files(self._plan)
@@ -134,11 +135,13 @@ class _Build:
                 said_s = now_s
                 self._say(f"encoded {done:,} of {todo:,} texts, {done / (now_s - start_s):,.0f} a second")
 
-    def _finish(self, identity: EncoderIdentity) -> list[ShardRecord]:
+    def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
-            shards = ray.get([_finish.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)])
-        self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s in shards))
-        return list(shards)
+            finished: list[tuple[ShardRecord, Moments]] = ray.get(
+                [_finish.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)]
+            )
+        self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s, _ in finished))
+        return finished
 
 
 _ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -188,6 +191,11 @@ class _Encoder:
 
 
 @ray.remote
+def _identity(settings: EncoderSettings) -> EncoderIdentity:
+    return build_encoder(settings).identity
+
+
+@ray.remote
 def _settle(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dict[str, Any]:
     return items.settle_shard(plan, number, identity)
 
@@ -203,7 +211,7 @@ def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
 
 
 @ray.remote
-def _finish(plan: BuildPlan, number: int, identity: EncoderIdentity) -> ShardRecord:
+def _finish(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[ShardRecord, Moments]:
     return finish.finish_shard(plan, number, identity)
 
 
