@@ -24,6 +24,7 @@ class Client:
     """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError."""
 
     def __init__(self, url: str, timeout_s: float = 10.0) -> None:
+        self.url = url
         self._http = httpx.Client(base_url=url, timeout=timeout_s)
 
     def __enter__(self) -> "Client":
@@ -53,8 +54,15 @@ class Client:
         return self.post("/v1/items:get", {"item_ids": list(item_ids)})
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Any route by its path. Raises ApiError; ConnectionError's kin of httpx pass through."""
-        answer = self._http.post(path, json=body)
+        """Any route by its path. Raises ApiError, and httpx.HTTPError when nothing answers."""
+        return self._content(self._http.post(path, json=body))
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Any route that answers JSON, such as ``/readyz``. Raises ApiError."""
+        return self._content(self._http.get(path))
+
+    @staticmethod
+    def _content(answer: httpx.Response) -> dict[str, Any]:
         content: dict[str, Any] = answer.json()
         if answer.is_error:
             raise ApiError(answer.status_code, content)

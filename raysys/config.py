@@ -158,7 +158,11 @@ class RankingSettings(Settings):
 
 
 class TierSettings(Settings):
-    """Size and limits of one tier of the Serve application."""
+    """Size and limits of one tier of the Serve application.
+
+    ``resources``: marks of the nodes that it may run on. ``max_replicas_per_node``: 1 = no two of its replicas on one
+    machine, None = as it comes.
+    """
 
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
@@ -168,6 +172,7 @@ class TierSettings(Settings):
     num_cpus: Annotated[float, Field(ge=0)] = 0.1
     num_gpus: Annotated[float, Field(ge=0)] = 0
     resources: dict[str, float] = {}
+    max_replicas_per_node: Annotated[int, Field(ge=1, le=100)] | None = None
     threads: PositiveInt = 1
     upscale_delay_s: Annotated[float, Field(ge=0)] = 5
     downscale_delay_s: Annotated[float, Field(ge=0)] = 120

@@ -3,7 +3,6 @@
 Films as Parquet -> `ray job submit` of the indexing job -> Serve -> HTTP, told on one screen.
 """
 
-import subprocess
 import sys
 import time
 import uuid
@@ -31,13 +30,11 @@ from raysys.serving.local_head import is_free
 from raysys.serving.session import LocalService, local_service
 
 PORT = 8000
-PROJECT = Path(__file__).parents[1]
 USER = "15"
 NEWCOMER = "films about space travel and robots, with a good laugh"
 FILM, FILM_TITLE = "1", "Toy Story"
 HOBBIES = ["电影", "旅游", "运动", "美食", "音乐"]
 SENTENCE = "我喜欢看电影和旅游"
-JOB_TIMEOUT_S = 600
 TIMED_REQUESTS = 100
 
 console = Console(highlight=False)
@@ -91,7 +88,7 @@ def _films(service: LocalService, home: Path, films: Films) -> None:
         "workers": {"encoders": 2},
     }
     with step("ray job submit: embed 9,066 films with MiniLM, count who watched what, build 2 FAISS shards"):
-        submit(service, home / "films.yaml", settings)
+        _submit(service, home / "films.yaml", settings)
     with step("past ratings into the profile store"):
         _import_ratings(settings["events"], home / "films" / "state.sqlite3")
     with step("serve deploy: gateway, encoder, 2 shards, ranker"):
@@ -168,7 +165,7 @@ def _hobbies(service: LocalService, home: Path) -> None:
         "workers": {"encoders": 1},
     }
     with step(f"another catalogue: {' '.join(HOBBIES)}, with a multilingual encoder"):
-        submit(service, home / "hobbies.yaml", settings)
+        _submit(service, home / "hobbies.yaml", settings)
         url = _serve(service, home, "hobbies", fused=True)
     with Client(url) as api:
         console.print(answer_table(api.recommend(query=SENTENCE, limit=2), f'"{SENTENCE}"'))
@@ -188,31 +185,12 @@ def _import_ratings(settings: dict[str, Any], state: Path) -> None:
         store.close()
 
 
-def submit(service: LocalService, path: Path, settings: dict[str, Any]) -> None:
-    """`ray job submit` of the indexing job with these settings; shows its lines."""
+def _submit(service: LocalService, path: Path, settings: dict[str, Any]) -> None:
+    """`ray job submit` with these settings; the job's own lines are shown, Ray's about the job are not."""
     path.write_text(yaml.safe_dump(settings, allow_unicode=True))
-    ray = Path(sys.executable).with_name("ray")
-    command = [str(ray), "job", "submit", "--address", service.head.dashboard_url, "--working-dir", str(PROJECT)]
-    job = subprocess.Popen(  # noqa: S603  # our own command, no shell
-        [*command, "--", sys.executable, "jobs/build_index.py", str(path)],
-        env=service.head.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines: list[str] = []
-    assert job.stdout is not None  # noqa: S101  # it was asked for
-    for line in job.stdout:
-        lines.append(line)
-        if _is_ours(line):
-            console.print(f"  {line.rstrip()}", markup=False, soft_wrap=True)
-    if job.wait(JOB_TIMEOUT_S) != 0:
-        raise RaysysError("the indexing job failed:\n" + "".join(lines[-30:]))
-
-
-def _is_ours(line: str) -> bool:
-    """Whether a line of `ray job submit` comes from the job and not from Ray about the job."""
-    return line.startswith(("read ", "rows ", "encoded ", "every ", "shards: ", "texts ", "items ", "seconds: "))
+    for line in service.submit(path):
+        if line.startswith(("read ", "rows ", "encoded ", "every ", "shards: ", "texts ", "items ", "seconds: ", "  ")):
+            console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 def _ids(answer: dict[str, Any]) -> list[str]:

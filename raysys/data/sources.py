@@ -46,6 +46,7 @@ class Split:
 def discover(path: str, format: Literal["auto", "parquet", "csv", "jsonl"] = "auto") -> list[Split]:
     """The pieces of one file, or of all files under a folder (sorted by path; hidden and ``_`` files are skipped).
 
+    Parquet files without rows are left out; when all are, one piece without rows stands for them.
     Raises ConfigError when nothing is there, when the format cannot be told, or when formats are mixed.
     """
     file_system, base = open_root(path)
@@ -58,7 +59,7 @@ def discover(path: str, format: Literal["auto", "parquet", "csv", "jsonl"] = "au
     for file in filled:
         pieces = _row_group_pieces(file_system, file.path) if kind == "parquet" else [((), 0)]
         splits += [Split(path, file.path, kind, len(splits) + i, *piece) for i, piece in enumerate(pieces)]
-    return splits
+    return splits or [Split(path, filled[0].path, kind, 0)]
 
 
 def open_root(root: str) -> tuple[pafs.FileSystem, str]:
@@ -130,7 +131,7 @@ def _suffix_format(path: str) -> Format | None:
 
 
 def _row_group_pieces(file_system: pafs.FileSystem, path: str) -> list[tuple[tuple[int, ...], int]]:
-    """(row groups, rows of the file before them) of each piece; one empty piece for a file without rows."""
+    """(row groups, rows of the file before them) of each piece; none for a file without rows."""
     try:
         with file_system.open_input_file(path) as stream:
             footer = pq.read_metadata(stream)
@@ -142,7 +143,8 @@ def _row_group_pieces(file_system: pafs.FileSystem, path: str) -> list[tuple[tup
     for group in range(footer.num_row_groups):
         groups += (group,)
         next_row += footer.row_group(group).num_rows
-        if next_row - first_row >= MIN_SPLIT_ROWS or group == footer.num_row_groups - 1:
+        is_last = group == footer.num_row_groups - 1
+        if next_row - first_row >= MIN_SPLIT_ROWS or (is_last and next_row > first_row):
             pieces.append((groups, first_row))
             groups, first_row = (), next_row
-    return pieces or [((), 0)]
+    return pieces

@@ -1,9 +1,10 @@
 """The manifest: what a snapshot is made of, and by what. Written last; nothing it does not name is ever opened."""
 
 import hashlib
+import json
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -97,16 +98,30 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in this folder. Raises SnapshotError when it is missing, damaged, or of a newer format."""
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        raw = json.loads(path.read_bytes())
+        _refuse_newer(path, raw)
+        manifest = Manifest.model_validate(raw)
     except FileNotFoundError as error:
         raise SnapshotError(f"{folder} holds no {MANIFEST}: it is not a finished snapshot") from error
     except ValidationError as error:
         raise SnapshotError(f"{path} cannot be read: {error.errors()[0]['msg']}") from error
-    if manifest.format_version > FORMAT_VERSION:
-        raise SnapshotError(
-            f"{path} has format {manifest.format_version}, this version reads up to {FORMAT_VERSION}: upgrade raysys"
-        )
+    except ValueError as error:
+        raise SnapshotError(f"{path} cannot be read: {error}") from error
+    _refuse_paths_outside(path, manifest)
     return manifest
+
+
+def _refuse_newer(path: Path, raw: Any) -> None:
+    """Before anything else is looked at: a newer format may differ in every other field."""
+    found = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise SnapshotError(f"{path} has format {found}, this version reads up to {FORMAT_VERSION}: upgrade raysys")
+
+
+def _refuse_paths_outside(path: Path, manifest: Manifest) -> None:
+    for name in (*manifest.files, *(shard.folder for shard in manifest.shards)):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise SnapshotError(f"{path} names {name!r}, which lies outside of its own folder")
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

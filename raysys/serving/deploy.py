@@ -21,6 +21,16 @@ def deploy(dashboard_url: str, token: str, config: dict[str, Any], timeout_s: fl
         _wait(lambda: _state(client), timeout_s)
 
 
+def replica_pids(dashboard_url: str, token: str) -> dict[str, list[int]]:
+    """The process ids of the running replicas of each deployment."""
+    with _client(dashboard_url, token) as client:
+        deployments = _state(client)["deployments"]
+    return {
+        name: sorted(replica["pid"] for replica in deployment["replicas"] if replica["state"] == "RUNNING")
+        for name, deployment in deployments.items()
+    }
+
+
 def shut_down(dashboard_url: str, token: str) -> None:
     """Remove all applications and let go of the HTTP port."""
     with _client(dashboard_url, token) as client:

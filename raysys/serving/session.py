@@ -1,16 +1,21 @@
 """Serving on one machine from start to end: a head, the application on it, and both gone when done."""
 
+import subprocess
+import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysys.errors import ConfigError
+from raysys.errors import ConfigError, RaysysError
 from raysys.index.store import SnapshotStore
 from raysys.serving.configs import serve_config
 from raysys.serving.deploy import deploy, shut_down
 from raysys.serving.local_head import LocalHead, is_free
+
+PROJECT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -33,6 +38,29 @@ class LocalService:
         deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, port=port))
         self.port = port
         return f"http://127.0.0.1:{port}"
+
+    def submit(self, settings: Path, project: Path = PROJECT) -> Iterator[str]:
+        """`ray job submit` of the indexing job with this settings file; yields the lines it prints.
+
+        Raises RaysysError with the end of the log when the job fails.
+        """
+        ray = Path(sys.executable).with_name("ray")
+        command = [str(ray), "job", "submit", "--address", self.head.dashboard_url, "--working-dir", str(project)]
+        job = subprocess.Popen(  # noqa: S603  # our own command, no shell
+            [*command, "--", sys.executable, "jobs/build_index.py", str(settings)],
+            env=self.head.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        lines: deque[str] = deque(maxlen=30)
+        with job:
+            assert job.stdout is not None  # noqa: S101  # it was asked for
+            for line in job.stdout:
+                lines.append(line)
+                yield line.rstrip()
+        if job.returncode != 0:
+            raise RaysysError("the indexing job failed:\n" + "".join(lines))
 
     def stop_serving(self) -> None:
         """Remove the application; the head stays."""

@@ -42,6 +42,7 @@ def _write_by_user(plan: BuildPlan, number: int, table: pa.Table) -> float:
     if not len(table):
         return -np.inf
     columns = {
+        "event": _hashed(table["event_id"]),
         "user": _hashed(table["user_id"]),
         "item": _hashed(table["item_id"]),
         "timestamp_s": table["timestamp_s"].to_numpy(),
@@ -72,6 +73,8 @@ def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
     if not files:
         return
     table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    _, once = np.unique(table["event"].to_numpy(), return_index=True)  # an event counts once, however often it comes
+    table = table.take(np.sort(once))
     user, item, time_s, weight = (table[name].to_numpy() for name in ("user", "item", "timestamp_s", "weight"))
     settings = plan.settings.behaviour
     liked = weight > 0

@@ -58,7 +58,8 @@ def find_inputs(settings: BuildSettings) -> Inputs:
     """Look at the input files and match their columns. Raises ConfigError that names what is missing, CatalogError."""
     items = readers.discover(settings.catalog.path, settings.catalog.format)
     item_columns = catalog.resolve_columns(settings.catalog, readers.columns_of(items[0]))
-    sample = next(readers.read(items[0], catalog.columns_to_read(settings.catalog, item_columns)), None)
+    wanted = catalog.columns_to_read(settings.catalog, item_columns)
+    sample = next((batch for split in items for batch in readers.read(split, wanted) if len(batch.table)), None)
     if sample is None:
         raise CatalogError(f"{settings.catalog.path} holds no rows: there is nothing to recommend")
     attributes = catalog.attribute_types(settings.catalog, sample.table)

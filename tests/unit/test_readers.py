@@ -234,6 +234,12 @@ def test_parquet_without_rows_and_without_a_column(tmp_path: Path) -> None:
         read_all(str(path), ["title"])
 
 
+def test_an_empty_parquet_file_among_others_is_left_out(tmp_path: Path) -> None:
+    for name, ids in (("a", []), ("b", ["1"])):
+        pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), tmp_path / f"{name}.parquet")
+    assert [Path(split.path).name for split in discover(str(tmp_path))] == ["b.parquet"]
+
+
 def test_a_file_that_went_away_is_a_config_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id\n1\n")
     (split,) = discover(path)

@@ -1,0 +1,89 @@
+"""Child processes of a benchmark: started, watched, and always ended, by their ids."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raysys.serving.local_head import descendants, end_all
+
+HERE = Path(__file__).parent
+WATCH_EVERY_S = 0.5
+
+
+def script(name: str, *arguments: str | Path) -> list[str]:
+    """The command that runs another file of this folder with the same Python."""
+    return [sys.executable, str(HERE / name), *map(str, arguments)]
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack, so that every ``finally`` runs and ends what was started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+@contextmanager
+def child(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, **more: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process for the length of a ``with`` block; afterwards it and all it started are gone.
+
+    environment: added to that of this process.
+    """
+    process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, text=True, **more)
+    try:
+        yield process
+    finally:
+        end_all([process.pid, *descendants(process.pid)])
+        process.wait()
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, float]:
+    """Run to the end: its standard output, and the peak memory in MiB of it and all its children.
+
+    Raises RuntimeError with what it printed when it fails.
+    """
+    with child(command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        watch = PeakMemory(process.pid)
+        output, _ = process.communicate()
+        peak_mib = watch.stop()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
+    return output, peak_mib
+
+
+class PeakMemory:
+    """The most memory that a process and its children held together, looked at twice a second.
+
+    Proportional set size: pages that several processes share count once, so a shared store is not counted per worker.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._peak_kib = pid, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(WATCH_EVERY_S):
+            held = sum(pss_kib(pid) for pid in (self._pid, *descendants(self._pid)))
+            self._peak_kib = max(self._peak_kib, held)
+
+    def stop(self) -> float:
+        """The peak in MiB."""
+        self._over.set()
+        self._thread.join()
+        return self._peak_kib / 1024
+
+
+def pss_kib(pid: int) -> int:
+    """Proportional set size of one process; 0 when it is gone or not ours to look at."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

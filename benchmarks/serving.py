@@ -1,0 +1,354 @@
+"""Throughput and latency of the served app, as ratios to a peer and to itself, measured in one run.
+
+    python benchmarks/serving.py [--synthetic] [--rounds 5] [--seconds 5] [--json FILE] [--quick]
+
+The peer (``peer_server.py``) is FastAPI + sentence-transformers float32 + a flat FAISS index in one uvicorn process,
+with the same weights, items and vectors on the same cores. Both sides stay up for the whole run and take turns in
+rounds; a ratio is taken within a round, and what is shown is the median of the rounds with the smallest and largest.
+No side caches anything: every text is new. The load is closed-loop (``http_load.py``): its clients wait for answers.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import httpx
+from figures import Spread, machine, ratios
+from http_load import Load, LoadProcess, Measured, load_process
+from processes import child, end_on_sigterm, script
+from rich.console import Console
+from rich.table import Table
+from texts import QUERY_WORDS, texts, vocabulary
+from worlds import Prepared, films, prepare, synthetic
+
+from raysys.config import DEFAULT_HOME
+from raysys.encoder.models import minilm_folder
+from raysys.errors import RaysysError
+from raysys.serving.local_head import free_ports
+from raysys.serving.session import local_service
+
+N_FILMS = 9_066
+RAMP_S = 1.0
+START_TIMEOUT_S = 120.0
+AGREEMENT_QUERIES = 50
+# Sizes are fixed, so that no replica starts in the middle of a measurement.
+TIERS: dict[str, Any] = {"encoder_tier": {"min_replicas": 1, "max_replicas": 1, "threads": 2}}
+NOT_DEGRADED = '"degraded":[]'
+
+console = Console(width=170, highlight=False)
+Figure = Literal["requests_per_s", "p50_ms"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure."""
+
+    rounds: int
+    seconds: float
+    ramp_s: float
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things that take turns."""
+
+    name: str
+    port: int
+    path: str
+    asks: Literal["text", "user", "nothing"]
+    must_contain: str = ""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A row of the report. The ratio is figure(last side) / figure(first side); one side alone has none."""
+
+    name: str
+    sides: tuple[Side, ...]
+    clients: int
+    figure: Figure
+    goal: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A contest and what was measured: for each side, one value a round."""
+
+    contest: Contest
+    measured: dict[str, list[Measured]]
+
+    def values(self, side: Side, figure: str) -> list[float]:
+        return [getattr(one, figure) for one in self.measured[side.name]]
+
+    def ratio(self, figure: str) -> Spread | None:
+        first, last = self.contest.sides[0], self.contest.sides[-1]
+        return None if first is last else ratios(self.values(last, figure), self.values(first, figure))
+
+    def errors(self, side: Side) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for one in self.measured[side.name]:
+            for what, n in one.errors.items():
+                total[what] = total.get(what, 0) + n
+        return total
+
+    def as_dict(self) -> dict[str, Any]:
+        contest = self.contest
+        ratio, p99 = self.ratio(contest.figure), self.ratio("p99_ms")
+        return {
+            "row": contest.name,
+            "clients": contest.clients,
+            "goal": contest.goal,
+            "ratio_of": contest.figure,
+            "ratio": None if ratio is None else ratio.as_dict(),
+            "ratio_p99_ms": None if p99 is None else p99.as_dict(),
+            "sides": {side.name: self._side(side) for side in contest.sides},
+        }
+
+    def _side(self, side: Side) -> dict[str, Any]:
+        figures = ("requests_per_s", "p50_ms", "p99_ms", "client_cpu_s")
+        spreads = {figure: Spread.of(self.values(side, figure)).as_dict() for figure in figures}
+        return spreads | {"requests": sum(self.values(side, "requests")), "errors": self.errors(side)}
+
+
+def take_turns(contest: Contest, plan: Plan, load: LoadProcess, users: tuple[str, ...]) -> Outcome:
+    """A B A B ...: every side gets the same requests in a round, and other ones in the next."""
+    measured: dict[str, list[Measured]] = {side.name: [] for side in contest.sides}
+    for number in range(-1, plan.rounds):
+        for side in contest.sides:
+            seconds = plan.seconds if number >= 0 else plan.ramp_s
+            seed = f"{contest.name}-{contest.clients}-{number}"
+            one = load.measure(_load(side, contest.clients, seconds, plan.ramp_s, seed, users))
+            if number >= 0:  # the round before the first warms both sides up
+                measured[side.name].append(one)
+    return Outcome(contest, measured)
+
+
+def _load(side: Side, clients: int, seconds: float, ramp_s: float, seed: str, users: tuple[str, ...]) -> Load:
+    asked_by = users if side.asks == "user" else ()
+    return Load(side.port, side.path, side.asks, clients, seconds, ramp_s, seed, asked_by, side.must_contain)
+
+
+def text_contests(ours: int, peer: int, plan: Plan) -> list[Contest]:
+    sides = (
+        Side("peer", peer, "/search", "text", '"item_id"'),
+        Side("raysys", ours, "/v1/recommendations", "text", NOT_DEGRADED),
+    )
+    goals = {plan.clients[-1]: ">= 4 at lower p99"}
+    return [Contest("text query", sides, n, "requests_per_s", goals.get(n, "")) for n in plan.clients]
+
+
+def history_contests(ours: int, plan: Plan) -> list[Contest]:
+    history = Side("raysys", ours, "/v1/recommendations", "user", NOT_DEGRADED)
+    no_op = Side("no-op route", ours, "/livez", "nothing")
+    return [
+        Contest("user history over no-op", (no_op, history), 1, "p50_ms", "<= 8"),
+        Contest("user history", (history,), plan.clients[-1], "requests_per_s", ""),
+    ]
+
+
+def fused_contests(tiered: int, fused: int) -> list[Contest]:
+    def side(name: str, port: int, asks: Literal["text", "user"]) -> Side:
+        return Side(name, port, "/v1/recommendations", asks, NOT_DEGRADED)
+
+    return [
+        Contest(
+            f"{what}, fused over tiered", (side("tiered", tiered, asks), side("fused", fused, asks)), 1, "p50_ms", goal
+        )
+        for what, asks, goal in (("user history", "user", "<= 0.5"), ("text query", "text", ""))
+    ]
+
+
+def run(world: Prepared, plan: Plan) -> tuple[list[Outcome], dict[str, float]]:
+    """All rows, and how far both sides agree. Everything started here has ended when this returns or raises."""
+    outcomes: list[Outcome] = []
+    with ExitStack() as stack:
+        load = stack.enter_context(load_process())
+        tiered = start_ours(stack, world, "tiered")
+        with ExitStack() as peer_stack:
+            peer = start_peer(peer_stack, world)
+            agreement = agree(tiered, peer)
+            _measure(text_contests(tiered, peer, plan), plan, load, world, outcomes)
+        _measure(history_contests(tiered, plan), plan, load, world, outcomes)
+        fused = start_ours(stack, world, "fused")
+        _measure(fused_contests(tiered, fused), plan, load, world, outcomes)
+    return outcomes, agreement
+
+
+def _measure(
+    contests: Sequence[Contest], plan: Plan, load: LoadProcess, world: Prepared, outcomes: list[Outcome]
+) -> None:
+    for contest in contests:
+        console.print(f"[dim]{contest.name}, {contest.clients} client(s) ...[/]")
+        outcomes.append(take_turns(contest, plan, load, world.users))
+
+
+def start_ours(stack: ExitStack, world: Prepared, topology: str) -> int:
+    """A head of its own with the app on it. Returns the port."""
+    (port,) = free_ports(1)
+    console.print(f"[dim]starting raysys, {topology} ...[/]")
+    service = stack.enter_context(local_service())
+    args = {"index_root": str(world.index_root), "state": str(world.state), "topology": topology, **TIERS}
+    service.serve(args, port)
+    stack.callback(service.stop_serving)
+    wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), topology)
+    return port
+
+
+def start_peer(stack: ExitStack, world: Prepared) -> int:
+    (port,) = free_ports(1)
+    console.print("[dim]starting the peer ...[/]")
+    stack.enter_context(child(script("peer_server.py", world.peer, minilm_folder(), str(port))))
+    wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/livez", timeout=5), "the peer")
+    return port
+
+
+def wait_until(ask: Callable[[], httpx.Response], who: str) -> None:
+    """Raises RuntimeError when the answer is not a success in time."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    last = "no answer"
+    while time.monotonic() < deadline_s:
+        try:
+            answer = ask()
+        except httpx.HTTPError as error:
+            last = str(error)
+        else:
+            if answer.is_success:
+                return
+            last = answer.text
+        time.sleep(0.25)
+    raise RuntimeError(f"{who} is not ready after {START_TIMEOUT_S:.0f} s: {last}")
+
+
+def agree(ours: int, peer: int) -> dict[str, float]:
+    """The share of the ten nearest items that both sides name: a check that they do the same work."""
+    queries = texts(vocabulary(), QUERY_WORDS, "agreement")
+    shares = []
+    with httpx.Client(timeout=30) as client:
+        for _, query in zip(range(AGREEMENT_QUERIES), queries, strict=False):
+            body = {"query": query, "limit": 10}
+            found = [_ids(client, f"http://127.0.0.1:{ours}/v1/search", body)]
+            found.append(_ids(client, f"http://127.0.0.1:{peer}/search", body))
+            shares.append(len(found[0] & found[1]) / max(len(found[1]), 1))
+    return {"queries": len(shares), "mean_overlap_at_10": round(mean(shares), 4), "min_overlap_at_10": min(shares)}
+
+
+def _ids(client: httpx.Client, url: str, body: dict[str, Any]) -> set[str]:
+    return {item["item_id"] for item in client.post(url, json=body).raise_for_status().json()["items"]}
+
+
+def table(outcomes: Sequence[Outcome], title: str, caption: str) -> Table:
+    drawn = Table(title=title, caption=caption)
+    for column in (
+        "row",
+        "clients",
+        "side",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "errors",
+        "ratio",
+        "ratio of p99",
+        "goal",
+    ):
+        drawn.add_column(column, justify="left" if column in {"row", "side", "goal"} else "right")
+    for outcome in outcomes:
+        _add_rows(drawn, outcome)
+    return drawn
+
+
+def _add_rows(drawn: Table, outcome: Outcome) -> None:
+    contest = outcome.contest
+    ratio, p99 = outcome.ratio(contest.figure), outcome.ratio("p99_ms")
+    for number, side in enumerate(contest.sides):
+        last = number == len(contest.sides) - 1
+        cells = [contest.name, str(contest.clients)] if number == 0 else ["", ""]
+        cells += [side.name, Spread.of(outcome.values(side, "requests_per_s")).text(0)]
+        cells += [Spread.of(outcome.values(side, figure)).text(1) for figure in ("p50_ms", "p99_ms")]
+        cells.append(", ".join(f"{n} x {what}" for what, n in outcome.errors(side).items()) or "0")
+        cells += ["" if spread is None or not last else spread.text(2) for spread in (ratio, p99)]
+        drawn.add_row(*cells, contest.goal if last else "", end_section=last)
+
+
+def report(world: Prepared, plan: Plan, outcomes: Sequence[Outcome], agreement: dict[str, float]) -> dict[str, Any]:
+    """Everything as plain values."""
+    parameters = {
+        "catalogue": world.name,
+        "items": world.manifest.n_items,
+        "shards": len(world.manifest.shards),
+        "users": len(world.users),
+        "rounds": plan.rounds,
+        "seconds_a_round": plan.seconds,
+        "ramp_s": plan.ramp_s,
+        "query_words": QUERY_WORDS,
+        "limit": 10,
+        "load": "closed loop, one connection a client, in a process of its own on the same cores",
+        "caches": "off",
+        "tiers": TIERS,
+        "model": world.manifest.identity,
+    }
+    rows = [outcome.as_dict() for outcome in outcomes]
+    return {
+        "benchmark": "serving",
+        "machine": machine(),
+        "parameters": parameters,
+        "agreement": agreement,
+        "rows": rows,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--synthetic", action="store_true", help="a made-up catalogue instead of the films")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each side in each round")
+    parser.add_argument(
+        "--home", type=Path, default=Path(DEFAULT_HOME) / "benchmarks", help="where catalogues are kept"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, one short round")
+    return parser.parse_args()
+
+
+def prepared(given: argparse.Namespace) -> Prepared:
+    home = given.home.expanduser()
+    if not given.synthetic and not given.quick:
+        return prepare("films", home / "films", films(home / "films"))
+    n_items = 500 if given.quick else N_FILMS
+    folder = home / f"synthetic-{n_items}"
+    return prepare("synthetic", folder, synthetic(folder, n_items))
+
+
+def main() -> int:
+    given = arguments()
+    end_on_sigterm()
+    plan = Plan(given.rounds, given.seconds, RAMP_S, (1, 8, 32))
+    if given.quick:
+        plan = Plan(rounds=1, seconds=1.0, ramp_s=0.2, clients=(1, 4))
+    try:
+        console.print("[dim]building the catalogue ...[/]")
+        world = prepared(given)
+        outcomes, agreement = run(world, plan)
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    title = f"{world.name}: {world.manifest.n_items:,} items, {plan.rounds} rounds of {plan.seconds:g} s"
+    caption = (
+        "median (smallest-largest) of the rounds; ratio: last side / first side within a round; "
+        f"both sides name the same ten items for {agreement['mean_overlap_at_10']:.1%} of random queries' results"
+    )
+    console.print(table(outcomes, title, caption))
+    if given.json is not None:
+        given.json.write_text(json.dumps(report(world, plan, outcomes, agreement), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

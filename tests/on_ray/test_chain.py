@@ -1,0 +1,195 @@
+"""The main job from end to end on a real head: submit, serve, ask, write, swap, break, and compare with the oracle."""
+
+import asyncio
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import poll, settings_of, world_settings, write_settings
+
+from raysys.client import ApiError, Client
+from raysys.config import ProfileSettings, RankingSettings, ServeSettings
+from raysys.encoder.build import build_encoder
+from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
+from raysys.index.catalogue import Catalogue
+from raysys.index.store import SnapshotStore
+from raysys.recommender import Recommender
+from raysys.serving.deploy import replica_pids
+from raysys.serving.session import LocalService
+from raysys.training.local import build_here
+from raysys.types import Profile, Request
+
+pytestmark = pytest.mark.ray
+
+FILTER = {"must": [{"field": "year", "range": {"gte": 1990}}]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chain")
+
+
+@pytest.fixture(scope="module")
+def raw(folder: Path) -> dict[str, Any]:
+    return world_settings(folder)
+
+
+@pytest.fixture(scope="module")
+def job_log(service: LocalService, raw: dict[str, Any], folder: Path) -> list[str]:
+    return list(service.submit(write_settings(raw, folder / "build.yaml")))
+
+
+@pytest.fixture(scope="module")
+def args(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {"index_root": raw["index"]["root"], "state": str(folder / "state.sqlite3")}
+
+
+@pytest.fixture(scope="module")
+def api(service: LocalService, job_log: list[str], args: dict[str, Any], port: int) -> Iterator[Client]:
+    with Client(service.serve(args, port)) as client:
+        yield client
+
+
+def oracle(root: str) -> Recommender:
+    """The same path over the same snapshot, as plain objects in this process."""
+    store = SnapshotStore(root)
+    catalogue = Catalogue(store.folder(store.current_id()))
+    shards = LocalRecall(open_shards(store.folder(catalogue.snapshot_id)))
+    encoder = LocalEncoder(build_encoder(catalogue.manifest.encoder))
+    k = ServeSettings().candidates_per_source
+    return Recommender(catalogue, encoder, shards, LocalRanker(RankingSettings()), ProfileSettings(), k)
+
+
+def some_requests(recommender: Recommender) -> list[dict[str, Any]]:
+    ids = [recommender.catalogue.item_id(shard, row) for shard in (0, 1) for row in (0, 5, 9)]
+    title = recommender.catalogue.metadata(0, 3)["title"]
+    return [
+        {"limit": 10},
+        {"limit": 10, "query": title},
+        {"limit": 7, "positive": ids[:2]},
+        {"limit": 7, "history": ids[:3], "negative": ids[3:], "query": title},
+        {"limit": 500, "history": ids},
+    ]
+
+
+def test_the_job_publishes_a_snapshot_and_reports(job_log: list[str], raw: dict[str, Any]) -> None:
+    store = SnapshotStore(raw["index"]["root"])
+    manifest = store.manifest(store.current_id())
+    assert manifest.n_items == 400
+    assert [line for line in job_log if line.startswith("items 400 in 2 shard(s), recall@10 1.000")]
+    assert {"report.json", "quarantine.jsonl"} <= set(manifest.files)
+    assert not (store.root / "staging" / manifest.snapshot_id).exists()
+
+
+def test_a_second_build_encodes_nothing_again(
+    service: LocalService, job_log: list[str], raw: dict[str, Any], folder: Path
+) -> None:
+    lines = list(service.submit(folder / "build.yaml"))
+    assert "every text has been encoded by an earlier build" in lines
+
+
+def test_a_wrong_column_fails_with_its_name(service: LocalService, raw: dict[str, Any], folder: Path) -> None:
+    wrong = {**raw, "catalog": {**raw["catalog"], "columns": {"title": "titel"}}}
+    with pytest.raises(Exception, match="titel"):
+        list(service.submit(write_settings(wrong, folder / "wrong.yaml")))
+
+
+def test_remote_answers_equal_local_ones(api: Client, raw: dict[str, Any]) -> None:
+    recommender = oracle(raw["index"]["root"])
+    for body in some_requests(recommender):
+        remote = api.recommend(**body)
+        request = Request(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.items()})
+        local = asyncio.run(recommender.recommend(request, Profile("")))
+        assert [item["item_id"] for item in remote["items"]] == [item.item_id for item in local.items]
+        assert [item["score"] for item in remote["items"]] == pytest.approx([i.score for i in local.items], abs=1e-5)
+        assert remote["degraded"] == []
+
+
+def test_every_route_answers(api: Client) -> None:
+    found = api.recommend(limit=3)["items"]
+    ids = [item["item_id"] for item in found]
+    title = found[0]["metadata"]["title"]
+    assert api.search(title, limit=1)["items"][0]["metadata"]["title"] == title
+    assert ids[0] not in [item["item_id"] for item in api.similar(ids[0], limit=5)["items"]]
+    ranked = api.rank([*ids, "no such item"], query=title)
+    assert sorted(item["item_id"] for item in ranked["items"]) == sorted(ids)
+    assert ranked["unknown_items"] == ["no such item"]
+    assert [item["item_id"] for item in api.items(ids)["items"]] == ids
+    assert all(item["metadata"]["year"] >= 1990 for item in api.recommend(filter=FILTER)["items"])
+    with pytest.raises(ApiError, match="404 unknown_item"):
+        api.similar("no such item")
+
+
+def test_an_event_changes_the_very_next_answer(api: Client) -> None:
+    user = uuid.uuid4().hex
+    before = api.recommend(user_id=user, limit=5)
+    assert before["reasons"] == ["cold_start"]
+    liked = before["items"][0]["item_id"]
+    event = {"event_id": uuid.uuid4().hex, "type": "like", "user_id": user, "item_id": liked}
+    assert api.send([event])["profile_versions"] == {user: 1}
+    after = api.recommend(user_id=user, limit=5)
+    assert after["profile_version"] == 1
+    assert liked not in [item["item_id"] for item in after["items"]]
+    assert after["items"] != before["items"]
+    assert api.send([event])["duplicates"] == 1
+
+
+def test_a_new_snapshot_is_taken_up_without_a_restart_or_a_failed_request(
+    service: LocalService, api: Client, raw: dict[str, Any], folder: Path
+) -> None:
+    before = replica_pids(service.head.dashboard_url, service.token)
+    old = api.recommend(limit=1)["snapshot_id"]
+    answers: list[str] = []
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with Client(api.url) as client:
+            while not done.is_set():
+                try:
+                    answers.append(client.recommend(limit=5)["snapshot_id"])
+                except Exception as error:
+                    failures.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        new = build_here(settings_of(world_settings(folder, n_items=420, seed=1))).snapshot_id
+        poll("the new snapshot answers", lambda: answers and answers[-1] == new)
+    finally:
+        done.set()
+        asking.join()
+    assert not failures
+    assert answers == sorted(answers, key=[old, new].index), "once on the new snapshot, never back"
+    assert replica_pids(service.head.dashboard_url, service.token) == before
+
+
+def test_a_dead_shard_is_named_and_comes_back(service: LocalService, api: Client) -> None:
+    (pid,) = replica_pids(service.head.dashboard_url, service.token)["shard-01"]
+    os.kill(pid, signal.SIGKILL)
+    answers = [api.recommend(limit=5) for _ in range(3)]
+    assert all(answer["items"] for answer in answers)
+    assert all(answer["degraded"] in ([], ["shard-01"]) for answer in answers)
+    poll("the shard is back", lambda: api.recommend(limit=5)["degraded"] == [])
+    (new_pid,) = poll(
+        "the new replica is listed",
+        lambda: [p for p in replica_pids(service.head.dashboard_url, service.token)["shard-01"] if p != pid],
+    )
+    assert new_pid != pid
+
+
+def test_fused_answers_equal_tiered_ones(
+    service: LocalService, api: Client, args: dict[str, Any], raw: dict[str, Any], port: int
+) -> None:
+    bodies = some_requests(oracle(raw["index"]["root"]))
+    tiered = [api.recommend(**body)["items"] for body in bodies]
+    service.serve({**args, "topology": "fused"}, port)
+    fused = [api.recommend(**body)["items"] for body in bodies]
+    for ours, theirs in zip(fused, tiered, strict=True):
+        assert [item["item_id"] for item in ours] == [item["item_id"] for item in theirs]
+        assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=1e-5)

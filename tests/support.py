@@ -1,0 +1,189 @@
+"""A small made-up shop, the snapshots built from it, and the path over them as plain objects."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysys.clock import Clock
+from raysys.config import BuildSettings, ProfileSettings, RankingSettings, ServeSettings
+from raysys.data.synthetic import START_S, World, make_world
+from raysys.encoder.hashing import HashEncoder
+from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
+from raysys.index.catalogue import Catalogue
+from raysys.index.store import SnapshotStore
+from raysys.profile.fold import fold
+from raysys.profile.sqlite import SqliteProfileStore
+from raysys.profile.store import ProfileStore
+from raysys.recommender import Ranker, Recall, Recommender, TextEncoder
+from raysys.serving.service import Service
+from raysys.training.local import build_here
+from raysys.types import Event, Profile
+
+DAY_S = 86_400.0
+NOW_S = START_S + 30 * DAY_S
+DIM = 64
+K = 40
+N_ITEMS, N_USERS, N_TOPICS = 240, 60, 6
+
+# Rows beside the made-up ones: each is one rule.
+HIDDEN, EXPIRED, FUTURE, SILENT, ODD = "hidden-1", "expired-1", "future-1", "silent-1", "../ödd id/№1 🎈"
+
+
+@dataclass
+class FixedClock:
+    """A clock that stands where it is put."""
+
+    at_s: float = NOW_S
+
+    def now_s(self) -> float:
+        return self.at_s
+
+    def monotonic_s(self) -> float:
+        return self.at_s
+
+
+def _at(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def with_special_items(world: World) -> pa.Table:
+    """The items of the world, then one hidden, one expired, one not yet out, one without a word, one of an odd id.
+
+    Hidden, expired and future items have the title of item-0: by text alone they would all be found with it.
+    """
+    title = world.items["title"][0].as_py()
+    special = [
+        {"item_id": HIDDEN, "title": title, "hidden": True},
+        {"item_id": EXPIRED, "title": title, "available_until": _at(NOW_S - DAY_S)},
+        {"item_id": FUTURE, "title": title, "available_from": _at(NOW_S + DAY_S)},
+        {"item_id": SILENT, "title": "!!!", "price": 5.0},
+        {"item_id": ODD, "title": "quasar zeppelin", "price": 1.0, "year": 2000, "categories": ["odd"]},
+    ]
+    time = pa.timestamp("us", "UTC")
+    more = [("available_from", time), ("available_until", time), ("hidden", pa.bool_())]
+    items = world.items
+    for name, kind in more:
+        items = items.append_column(name, pa.nulls(len(items), kind))
+    return pa.concat_tables([items, pa.Table.from_pylist(special, schema=items.schema)])
+
+
+@dataclass
+class Shop:
+    """One world on disk and the snapshots built from it, each built when first asked for."""
+
+    folder: Path
+    structure: float = 0.9
+    stores: dict[int, SnapshotStore] = field(default_factory=dict)
+
+    @cached_property
+    def world(self) -> World:
+        return make_world(N_ITEMS, N_USERS, N_TOPICS, self.structure, seed=7)
+
+    @cached_property
+    def items(self) -> pa.Table:
+        return with_special_items(self.world)
+
+    @cached_property
+    def inputs(self) -> tuple[Path, Path]:
+        catalogue, events = self.folder / "items.parquet", self.folder / "events.parquet"
+        pq.write_table(self.items, catalogue)
+        # ``make_world`` gives epoch seconds; files are read with a column named timestamp
+        table = self.world.events
+        time = pa.array([_at(seconds) for seconds in table["timestamp_s"].to_pylist()], pa.timestamp("us", "UTC"))
+        pq.write_table(table.drop_columns("timestamp_s").append_column("timestamp", time), events)
+        return catalogue, events
+
+    def settings(self, shards: int, root: Path | None = None, **index: object) -> BuildSettings:
+        catalogue, events = self.inputs
+        return BuildSettings.model_validate(
+            {
+                "catalog": {"path": str(catalogue), "attributes": {"year": "year"}},
+                "events": {"path": str(events)},
+                "encoder": {"kind": "hash", "dim": DIM},
+                "index": {
+                    "root": str(self.folder / f"index-{shards}" if root is None else root),
+                    "shards": shards,
+                    **index,
+                },
+            }
+        )
+
+    def store(self, shards: int) -> SnapshotStore:
+        """The store of a snapshot in so many shards."""
+        if shards not in self.stores:
+            settings = self.settings(shards)
+            build_here(settings, FixedClock())
+            self.stores[shards] = SnapshotStore(settings.index.root)
+        return self.stores[shards]
+
+    def snapshot(self, shards: int) -> Path:
+        """The folder of the snapshot in so many shards."""
+        store = self.store(shards)
+        return store.folder(store.current_id())
+
+    def profile(self, user: int) -> Profile:
+        """What this user of the world did."""
+        mine = self.world.events.to_pylist()
+        events = [
+            Event(row["event_id"], row["kind"], f"u:user-{user}", row["item_id"], row["timestamp_s"])
+            for row in mine
+            if row["user_id"] == f"user-{user}"
+        ]
+        return fold(f"u:user-{user}", events, ProfileSettings())
+
+
+def recommender(
+    folder: Path,
+    encoder: TextEncoder | None = None,
+    shards: Recall | None = None,
+    ranker: Ranker | None = None,
+    clock: Clock | None = None,
+    k: int = K,
+) -> Recommender:
+    """The path over the snapshot in this folder, in this process; parts may be replaced."""
+    return Recommender(
+        Catalogue(folder),
+        LocalEncoder(HashEncoder(DIM)) if encoder is None else encoder,
+        LocalRecall(open_shards(folder)) if shards is None else shards,
+        LocalRanker(RankingSettings()) if ranker is None else ranker,
+        ProfileSettings(),
+        k,
+        FixedClock() if clock is None else clock,
+    )
+
+
+def service(folder: Path, state: Path, clock: Clock | None = None, store: ProfileStore | None = None) -> Service:
+    """The routes' service over the snapshot in this folder, with profiles in the file ``state``."""
+    clock = FixedClock() if clock is None else clock
+    settings = ServeSettings(index_root=str(folder), state=str(state))
+    profiles = SqliteProfileStore(state, settings.profile) if store is None else store
+    made = Service(settings, profiles, clock)
+    made.recommender = recommender(folder, clock=clock)
+    return made
+
+
+class Health:
+    """A health that is as it is told."""
+
+    def __init__(self, ready: bool = True) -> None:
+        self.is_ready = ready
+
+    async def ready(self) -> tuple[bool, dict[str, object]]:
+        return self.is_ready, {"shards": {}}
+
+
+Raises = Callable[..., Awaitable[object]]
+
+
+def raising(error: Exception) -> Raises:
+    """An async verb that only raises this error."""
+
+    async def verb(*_: object) -> object:
+        raise error
+
+    return verb

@@ -1,0 +1,105 @@
+"""Merging the shards' answers: equal to what one index over everything would have put forward."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysys.recall.merge import concatenate, merge, sources_of
+from raysys.types import POPULAR, PROFILE, QUERY, SOURCES, TRANSITION, Candidates
+
+ALL = 15
+
+
+def candidates(rows: list[tuple[int, list[float], int]], shard: int = 0, exact: bool = True) -> Candidates:
+    """From (key, scores, found_by)."""
+    return Candidates(
+        shard=np.full(len(rows), shard, np.int32),
+        row=np.arange(len(rows), dtype=np.int32),
+        key=np.array([key for key, _, _ in rows], np.uint64),
+        scores=np.array([scores for _, scores, _ in rows], np.float32).reshape(len(rows), len(SOURCES)),
+        found_by=np.array([bits for _, _, bits in rows], np.uint8),
+        exact=exact,
+    )
+
+
+def keys(merged: Candidates) -> list[int]:
+    return [int(key) for key in merged.key]
+
+
+def test_the_best_of_each_source_stay_whatever_their_shard() -> None:
+    left = candidates([(1, [0.9, 0, 0, 0], 1), (2, [0.1, 0, 0, 0], 1), (3, [0, 0.2, 0, 0], 2)], shard=0)
+    right = candidates([(4, [0.5, 0, 0, 0], 1), (5, [0, 0.8, 0, 0], 2)], shard=1)
+    merged = merge([left, right], k=1)
+    assert keys(merged) == [1, 5]
+    assert merged.shard.tolist() == [0, 1]
+    assert merged.row.tolist() == [0, 1]
+    assert merged.found_by.tolist() == [1, 2]
+
+
+def test_an_item_that_misses_one_sources_cut_keeps_the_bit_of_another() -> None:
+    merged = merge([candidates([(1, [0.9, 0.1, 0, 0], 3), (2, [0.5, 0.7, 0, 0], 3)])], k=1)
+    assert keys(merged) == [1, 2]
+    assert merged.found_by.tolist() == [1 << QUERY, 1 << PROFILE]
+
+
+def test_ties_at_the_cut_go_to_the_smaller_key() -> None:
+    tied = [candidates([(9, [0.5, 0, 0, 0], 1)], shard=0), candidates([(3, [0.5, 0, 0, 0], 1)], shard=1)]
+    assert keys(merge(tied, k=1)) == [3]
+    assert keys(merge(tied[::-1], k=1)) == [3]
+
+
+def test_popularity_fills_only_what_the_others_leave_open() -> None:
+    found = candidates([(1, [0.9, 0, 0, 0.1], 1), (2, [0.8, 0, 0, 0.2], 1)])
+    popular = candidates([(3, [0, 0, 0, 1.0], 8)], shard=1)
+    assert keys(merge([found, popular], k=2)) == [1, 2]
+    assert keys(merge([found, popular], k=3)) == [1, 2, 3]
+
+
+def test_a_score_without_the_bit_does_not_put_an_item_forward() -> None:
+    merged = merge([candidates([(1, [0.1, 0, 0, 0], 1 << QUERY), (2, [0.9, 0, 0.5, 0], 1 << TRANSITION)])], k=1)
+    assert merged.found_by.tolist() == [1 << QUERY, 1 << TRANSITION]
+
+
+def test_one_approximate_shard_makes_the_answer_approximate() -> None:
+    nothing = candidates([])
+    assert merge([nothing, nothing], k=3).exact
+    assert not merge([nothing, candidates([], exact=False)], k=3).exact
+
+
+def test_nothing_found_is_an_empty_list() -> None:
+    assert len(merge([candidates([]), candidates([])], k=5)) == 0
+
+
+def test_concatenate_cuts_nothing() -> None:
+    part = candidates([(1, [0, 0, 0, 0], 0), (2, [0, 0, 0, 0.5], 8)])
+    assert keys(concatenate([part, part])) == [1, 2, 1, 2]
+
+
+def test_sources_of_names_the_scores_that_an_item_has() -> None:
+    found = candidates([(1, [0.5, 0, 0.25, 0], 1 << QUERY)])
+    assert sources_of(found, 0) == {"query": 0.5, "transition": 0.25}
+
+
+SCORES = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.5, 1.0])
+ROWS = st.lists(st.tuples(st.tuples(SCORES, SCORES, SCORES, SCORES), st.integers(0, ALL)), max_size=30)
+
+
+def best(rows: list[tuple[int, list[float], int]], source: int, k: int) -> set[int]:
+    mine = [(-scores[source], key) for key, scores, bits in rows if bits >> source & 1]
+    return {key for _, key in sorted(mine)[:k]}
+
+
+@given(ROWS, st.integers(1, 5), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_any_split_over_shards_gives_the_same(drawn, n_shards, k, random) -> None:
+    names = random.sample(range(10_000), len(drawn))
+    rows = [(key, list(scores), bits) for key, (scores, bits) in zip(names, drawn, strict=True)]
+    merged = merge([candidates([r for r in rows if r[0] % n_shards == s], shard=s) for s in range(n_shards)], k)
+
+    by_source = {source: best(rows, source, k) for source in (QUERY, PROFILE, TRANSITION)}
+    if len(set().union(*by_source.values())) < k:
+        by_source[POPULAR] = best(rows, POPULAR, k)
+    expected = {key: sum(1 << s for s, found in by_source.items() if key in found) for key, _, _ in rows}
+    assert dict(zip(keys(merged), merged.found_by.tolist(), strict=True)) == {k: b for k, b in expected.items() if b}
+    scores = {key: scores for key, scores, _ in rows}
+    assert all(merged.scores[i].tolist() == pytest.approx(scores[key]) for i, key in enumerate(keys(merged)))

@@ -1,0 +1,264 @@
+"""The exact oracle: recall in any number of shards equals brute force over the whole catalogue."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support import DAY_S, DIM, EXPIRED, FUTURE, HIDDEN, K, N_ITEMS, NOW_S, ODD, SILENT, Shop
+
+from raysys.encoder.hashing import HashEncoder
+from raysys.errors import InvalidInput, UnknownField
+from raysys.in_process import open_shards
+from raysys.index.catalogue import Catalogue
+from raysys.index.filters import parse
+from raysys.keys import item_key, item_keys
+from raysys.recall.merge import concatenate, merge
+from raysys.recall.shard import Shard
+from raysys.types import POPULAR, PROFILE, QUERY, TRANSITION, Candidates, RecallQuery
+
+N_SHARDS = (1, 2, 3, 8)
+# Scores that differ by no more than this are ties: one product sums in another order than the next.
+TIE = 1e-6
+
+Found = dict[int, tuple[list[float], int]]  # key -> scores by source, bits of the sources that put it forward
+
+
+class Oracle:
+    """Brute force in numpy over plain arrays of the whole catalogue: no index, no shards, no early stop."""
+
+    def __init__(self, shop: Shop) -> None:
+        (files,) = Catalogue(shop.snapshot(1)).shards
+        self.keys, self.vectors, self.popularity = files.keys, np.array(files.vectors), np.array(files.popularity)
+        self.items = files.items.to_pylist()
+        self.weights: dict[int, np.ndarray] = {}
+        rows = files.transition
+        for i, source in enumerate(rows.sources):
+            weights = np.zeros(len(self.keys))
+            weights[rows.rows[rows.offsets[i] : rows.offsets[i + 1]]] = rows.weights[rows.offsets[i] : rows.offsets[i + 1]]
+            self.weights[int(source)] = weights
+
+    def visible(self, query: RecallQuery, keeps) -> np.ndarray:
+        def may_be_seen(item) -> bool:
+            begin, end = item["available_from"], item["available_until"]
+            within = (begin is None or begin.timestamp() <= query.now_s) and (end is None or query.now_s < end.timestamp())
+            return within and not item["hidden"] and keeps(item)
+
+        allowed = np.array([may_be_seen(item) for item in self.items])
+        return allowed & ~np.isin(self.keys, query.exclude_keys)
+
+    def scores(self, query: RecallQuery) -> np.ndarray:
+        scores = np.zeros((len(self.keys), 4))
+        for source, vector in ((QUERY, query.query), (PROFILE, query.profile)):
+            if vector is not None:
+                scores[:, source] = self.vectors @ vector
+        for key, weight in zip(query.history_keys.tolist(), query.history_weights, strict=True):
+            scores[:, TRANSITION] += weight * self.weights.get(key, 0)
+        scores[:, POPULAR] = self.popularity
+        return scores
+
+    def recall(self, query: RecallQuery, keeps=lambda _: True) -> Found:
+        scores, visible = self.scores(query), self.visible(query, keeps)
+        candidates = {
+            QUERY: visible & self.vectors.any(axis=1) & (query.query is not None),
+            PROFILE: visible & self.vectors.any(axis=1) & (query.profile is not None),
+            TRANSITION: visible & (scores[:, TRANSITION] != 0),
+        }
+        found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
+        if len(set().union(*found.values())) < query.k:
+            found[POPULAR] = self._best(scores[:, POPULAR], visible, query.k)
+        return {
+            int(self.keys[row]): (scores[row].tolist(), sum(1 << s for s, rows in found.items() if row in rows))
+            for row in set().union(*found.values())
+        }
+
+    @staticmethod
+    def _best(scores: np.ndarray, mask: np.ndarray, k: int) -> set[int]:
+        rows = np.flatnonzero(mask)
+        return set(rows[np.lexsort((rows, -scores[rows]))[:k]].tolist())  # rows are in the order of the keys
+
+
+@pytest.fixture(scope="module")
+def oracle(shop: Shop) -> Oracle:
+    return Oracle(shop)
+
+
+@pytest.fixture(scope="module", params=N_SHARDS)
+def shards(shop: Shop, request: pytest.FixtureRequest) -> list[Shard]:
+    return open_shards(shop.snapshot(request.param))
+
+
+def plain(**changes) -> RecallQuery:
+    nothing = RecallQuery(
+        query=None,
+        profile=None,
+        history_keys=np.empty(0, np.uint64),
+        history_weights=np.empty(0, np.float32),
+        exclude_keys=np.empty(0, np.uint64),
+        filter=None,
+        now_s=NOW_S,
+        k=K,
+    )
+    return replace(nothing, **changes)
+
+
+def vector(text: str) -> np.ndarray:
+    return HashEncoder(DIM).encode([text], "query")[0]
+
+
+def random_query(shop: Shop, seed: int, **changes) -> RecallQuery:
+    """A query text, a taste and a history of one user of the world, and some of what they saw left out."""
+    random = np.random.default_rng(seed)
+    profile = shop.profile(int(random.integers(len(shop.world.user_topics))))
+    items = [interaction.item_id for interaction in profile.interactions]
+    taste = random.normal(size=DIM).astype(np.float32)
+    return plain(
+        query=vector(shop.world.items["title"][int(random.integers(N_ITEMS))].as_py()),
+        profile=taste / np.linalg.norm(taste),
+        history_keys=item_keys([*items, "never-heard-of"]),
+        history_weights=random.random(len(items) + 1).astype(np.float32),
+        exclude_keys=item_keys(items),
+        k=int(random.integers(1, 60)),
+        **changes,
+    )
+
+
+def as_found(candidates: Candidates) -> Found:
+    rows = zip(candidates.key.tolist(), candidates.scores.tolist(), candidates.found_by.tolist(), strict=True)
+    return {key: (scores, bits) for key, scores, bits in rows}
+
+
+def ask(shards: list[Shard], query: RecallQuery) -> Candidates:
+    return merge([shard.recall([query])[0] for shard in shards], query.k)
+
+
+def assert_same(found: Found, expected: Found) -> None:
+    assert found.keys() == expected.keys()
+    for key, (scores, bits) in found.items():
+        assert scores == pytest.approx(expected[key][0], abs=1e-5)
+        assert bits == expected[key][1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sharded_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Shard], seed: int) -> None:
+    query = random_query(shop, seed)
+    assert_same(as_found(ask(shards, query)), oracle.recall(query))
+
+
+FILTERS = [
+    ({"must": [{"field": "categories", "match": "topic-2"}]}, lambda i: "topic-2" in (i["categories"] or [])),
+    ({"must": [{"field": "price", "range": {"lt": 3}}]}, lambda i: i["price"] is not None and i["price"] < 3),
+    ({"must_not": [{"field": "year", "range": {"gte": 1960}}]}, lambda i: i["year"] is None or i["year"] < 1960),
+    ({"should": [{"field": "item_id", "in": ["item-1", ODD]}]}, lambda i: i["item_id"] in ("item-1", ODD)),
+    ({"must": [{"field": "title", "match": "nobody"}]}, lambda _: False),
+]
+
+
+@pytest.mark.parametrize("raw_and_rule", FILTERS, ids=lambda f: str(f[0])[:40])
+@pytest.mark.parametrize("seed", range(3))
+def test_filtered_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Shard], seed: int, raw_and_rule) -> None:
+    raw, keeps = raw_and_rule
+    query = random_query(shop, seed, filter=parse(raw))
+    assert_same(as_found(ask(shards, query)), oracle.recall(query, keeps))
+
+
+@pytest.mark.parametrize("part", ["query", "profile", "history", "nothing"])
+def test_each_source_alone_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Shard], part: str) -> None:
+    full = random_query(shop, 3)
+    query = plain(
+        query=full.query if part == "query" else None,
+        profile=full.profile if part == "profile" else None,
+        history_keys=full.history_keys if part == "history" else np.empty(0, np.uint64),
+        history_weights=full.history_weights if part == "history" else np.empty(0, np.float32),
+        k=25,
+    )
+    assert_same(as_found(ask(shards, query)), oracle.recall(query))
+
+
+def test_k_beyond_the_catalogue_gives_all_that_may_be_seen(oracle: Oracle, shards: list[Shard]) -> None:
+    query = plain(query=vector("bababa"), k=10_000)
+    found = as_found(ask(shards, query))
+    assert_same(found, oracle.recall(query))
+    assert len(found) == N_ITEMS + 2  # the odd and the silent one; hidden, expired and future ones never
+    assert found[item_key(SILENT)][1] == 1 << POPULAR  # no text is near it
+
+
+def test_batch_equals_single(shop: Shop, shards: list[Shard]) -> None:
+    filters = [None, *(parse(raw) for raw, _ in FILTERS)]
+    queries = [random_query(shop, seed, filter=filters[seed % len(filters)]) for seed in range(18)] + [plain()]
+    for shard in shards:
+        for query, batched in zip(queries, shard.recall(queries), strict=True):
+            assert_same(as_found(batched), as_found(shard.recall([query])[0]))
+
+
+def test_hidden_expired_and_future_items_never_come(shop: Shop, shards: list[Shard]) -> None:
+    title = shop.world.items["title"][0].as_py()
+    never = {item_key(item_id) for item_id in (HIDDEN, EXPIRED, FUTURE)}
+    query = plain(query=vector(title), history_keys=item_keys(["item-0"]), history_weights=np.ones(1, np.float32))
+    assert not never & as_found(ask(shards, query)).keys()
+    only = replace(query, only=item_keys([HIDDEN, EXPIRED, FUTURE, "item-0"]))
+    assert concatenate([shard.recall([only])[0] for shard in shards]).key.tolist() == [item_key("item-0")]
+
+
+def test_time_opens_and_closes_items(shop: Shop, shards: list[Shard]) -> None:
+    def seen_at(now_s: float) -> set[int]:
+        query = plain(query=vector(shop.world.items["title"][0].as_py()), now_s=now_s, k=10_000)
+        return {item_key(EXPIRED), item_key(FUTURE)} & as_found(ask(shards, query)).keys()
+
+    assert seen_at(NOW_S - DAY_S - 1e-3) == {item_key(EXPIRED)}
+    assert seen_at(NOW_S - DAY_S) == set()  # available_until is the first moment without it
+    assert seen_at(NOW_S + DAY_S) == {item_key(FUTURE)}  # available_from is the first moment with it
+
+
+def test_only_scores_the_wanted_items_as_a_search_would(shop: Shop, oracle: Oracle, shards: list[Shard]) -> None:
+    wanted = ["item-3", "item-3", "item-77", SILENT, "never-heard-of", ODD]
+    query = replace(random_query(shop, 5), exclude_keys=np.empty(0, np.uint64), only=item_keys(wanted))
+    found = as_found(concatenate([shard.recall([query])[0] for shard in shards]))
+    assert found.keys() == {item_key(item_id) for item_id in wanted} - {item_key("never-heard-of")}
+    scores = dict(zip(oracle.keys.tolist(), oracle.scores(query).tolist(), strict=True))
+    for key, (given, bits) in found.items():
+        assert given == pytest.approx(scores[key], abs=1e-5)
+        assert bits == sum(1 << source for source, score in enumerate(given) if score != 0)
+
+
+def test_a_zero_query_finds_nothing_near(shards: list[Shard]) -> None:
+    found = as_found(ask(shards, plain(query=np.zeros(DIM, np.float32), k=5)))
+    assert len(found) == 5
+    assert {bits for _, bits in found.values()} == {1 << POPULAR}
+
+
+def test_rows_and_shards_lead_back_to_the_items(shop: Shop, shards: list[Shard]) -> None:
+    catalogue = Catalogue(shop.snapshot(len(shards)))
+    found = ask(shards, random_query(shop, 2))
+    ids = [catalogue.item_id(shard, row) for shard, row in zip(found.shard, found.row, strict=True)]
+    assert item_keys(ids).tolist() == found.key.tolist()
+    assert (found.row >= 0).all()
+    assert np.isfinite(found.scores).all()
+
+
+def test_everything_excluded_leaves_nothing(shop: Shop, oracle: Oracle, shards: list[Shard]) -> None:
+    query = plain(query=vector("bababa"), exclude_keys=np.array(oracle.keys))
+    assert len(ask(shards, query)) == 0
+
+
+def test_a_filter_on_a_field_that_is_not_there_is_refused(shards: list[Shard]) -> None:
+    unknown = plain(filter=parse({"must": [{"field": "colour", "match": "red"}]}))
+    with pytest.raises(UnknownField, match="colour"):
+        ask(shards, unknown)
+
+
+def test_a_query_vector_of_another_size_is_refused(shards: list[Shard]) -> None:
+    with pytest.raises(InvalidInput, match=str(DIM)):
+        ask(shards, plain(query=np.ones(DIM + 1, np.float32)))
+
+
+@pytest.mark.parametrize("n_shards", N_SHARDS[1:])
+def test_the_snapshots_hold_the_same(shop: Shop, n_shards: int) -> None:
+    whole, parts = Catalogue(shop.snapshot(1)), Catalogue(shop.snapshot(n_shards))
+    ids = whole.shards[0].items["item_id"].to_pylist()
+    one, many = whole.find(ids), parts.find(ids)
+    assert many.known.all()
+    assert np.array_equal(whole.vectors(one), parts.vectors(many))
+    for item_id, a, shard, row in zip(ids, one.row, many.shard, many.row, strict=True):
+        assert whole.metadata(0, a) == parts.metadata(shard, row), item_id
+        assert whole.shards[0].popularity[a] == parts.shards[shard].popularity[row]
+    assert np.allclose(whole.contrast.inverse, parts.contrast.inverse, rtol=1e-3, atol=1e-4)
