@@ -40,7 +40,7 @@ class Spread:
         return f"{self.median:,.{digits}f} ({self.min:,.{digits}f}-{self.max:,.{digits}f})"
 
     def as_dict(self) -> dict[str, float]:
-        return {name: round(value, 6) for name, value in asdict(self).items()}
+        return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
 def ratios(over: Iterable[float], under: Iterable[float]) -> Spread:

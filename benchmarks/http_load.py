@@ -24,6 +24,7 @@ from texts import QUERY_WORDS, texts, vocabulary
 
 TIMEOUT_S = 20.0
 END_OF_HEAD = b"\r\n\r\n"
+Asks = Literal["text", "user", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Load:
 
     port: int
     path: str
-    asks: Literal["text", "user", "nothing"]
+    asks: Asks
     clients: int
     seconds: float
     ramp_s: float
@@ -215,7 +216,8 @@ class LoadProcess:
 
     def measure(self, load: Load) -> Measured:
         """Run one measurement to its end. Raises RuntimeError when the process is gone."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asdict(load)) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import httpx
 from figures import Spread, machine, ratios
-from http_load import Load, LoadProcess, Measured, load_process
+from http_load import Asks, Load, LoadProcess, Measured, load_process
 from processes import child, end_on_sigterm, script
 from rich.console import Console
 from rich.table import Table
@@ -63,7 +63,7 @@ class Side:
     name: str
     port: int
     path: str
-    asks: Literal["text", "user", "nothing"]
+    asks: Asks
     must_contain: str = ""
 
 
@@ -155,15 +155,12 @@ def history_contests(ours: int, plan: Plan) -> list[Contest]:
 
 
 def fused_contests(tiered: int, fused: int) -> list[Contest]:
-    def side(name: str, port: int, asks: Literal["text", "user"]) -> Side:
-        return Side(name, port, "/v1/recommendations", asks, NOT_DEGRADED)
+    def contest(what: str, asks: Asks, goal: str) -> Contest:
+        path = "/v1/recommendations"
+        sides = (Side("tiered", tiered, path, asks, NOT_DEGRADED), Side("fused", fused, path, asks, NOT_DEGRADED))
+        return Contest(f"{what}, fused over tiered", sides, 1, "p50_ms", goal)
 
-    return [
-        Contest(
-            f"{what}, fused over tiered", (side("tiered", tiered, asks), side("fused", fused, asks)), 1, "p50_ms", goal
-        )
-        for what, asks, goal in (("user history", "user", "<= 0.5"), ("text query", "text", ""))
-    ]
+    return [contest("user history", "user", "<= 0.5"), contest("text query", "text", "")]
 
 
 def run(world: Prepared, plan: Plan) -> tuple[list[Outcome], dict[str, float]]:

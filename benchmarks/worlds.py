@@ -1,8 +1,9 @@
-"""The catalogue that ``serving.py`` serves: films with ratings, or a made-up one of the same size; built by both sides."""
+"""The catalogue that ``serving.py`` serves, films with ratings or a made-up one, prepared for both sides."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ class Prepared:
 def films(folder: Path) -> BuildSettings:
     """9,066 films and 100,004 ratings. Raises ConfigError where the ``demo`` extra is not installed."""
     files = write_films(folder)
-    settings = {
+    settings: dict[str, Any] = {
         "catalog": {"path": files.catalog, "columns": {"categories": "genres"}, "attributes": {"year": "year"}},
         "events": {"path": files.events, "columns": {"value": "rating"}, "default_kind": "rating"},
         "behaviour": {"popularity_half_life_days": 1_000},
@@ -51,12 +52,11 @@ def synthetic(folder: Path, n_items: int) -> BuildSettings:
     world = make_world(n_items, USERS, min(TOPICS, n_items), STRUCTURE, seed=1, events_per_user=EVENTS_PER_USER)
     pq.write_table(world.items, folder / "items.parquet")
     pq.write_table(world.events, folder / "events.parquet")
-    return _settings(
-        folder, {"catalog": {"path": folder / "items.parquet"}, "events": {"path": folder / "events.parquet"}}
-    )
+    events = {"path": folder / "events.parquet", "columns": {"timestamp": "timestamp_s"}}
+    return _settings(folder, {"catalog": {"path": folder / "items.parquet"}, "events": events})
 
 
-def _settings(folder: Path, given: dict[str, dict[str, object]]) -> BuildSettings:
+def _settings(folder: Path, given: dict[str, Any]) -> BuildSettings:
     return parse(BuildSettings, given | {"index": {"root": folder / "index", "shards": SHARDS}}, "benchmark settings")
 
 

@@ -36,23 +36,14 @@ def build(
 ) -> None:
     """Embed a catalogue and publish a snapshot of sharded indexes."""
     settings = _build_settings(source)
-    import ray
-
     from raysys.training.distributed.build import build as run
+    from raysys.training.distributed.connection import connected
+    from raysys.training.plan import find_inputs
     from raysys.training.report import readable
 
-    cores = os.cpu_count() or 1
-    if address is None:  # Ray Data's helper tasks want whole CPUs beside the encoders: see docs/architecture.md
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=cores + 2, include_dashboard=False, log_to_driver=False, logging_level="warning")
-        workers = settings.workers.model_copy(update={"encoders": settings.workers.encoders or cores})
-        settings = settings.model_copy(update={"workers": workers})
-    else:
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
-    try:
-        manifest, report = run(settings, say=console.print)
-    finally:
-        ray.shutdown()
+    find_inputs(settings)  # a wrong column is said before Ray starts
+    with connected(settings, address) as adapted:
+        manifest, report = run(adapted, say=console.print)
     for line in readable(report, len(manifest.shards), manifest.recall_at_10):
         console.print(line)
     console.print(f"published [bold]{manifest.snapshot_id}[/] under {settings.index.root}; next: raysys serve")

@@ -34,7 +34,9 @@ EVENT_WEIGHTS = {
 
 
 def _expand(path: Any) -> Any:
-    return str(Path(path).expanduser()) if isinstance(path, (str, Path)) and "://" not in str(path) else path
+    """Local paths become absolute here and now: a worker may stand in another folder."""
+    is_local = isinstance(path, str | Path) and "://" not in str(path)
+    return str(Path(path).expanduser().absolute()) if is_local else path
 
 
 LocalOrUrl = Annotated[str, BeforeValidator(_expand)]
@@ -181,6 +183,12 @@ class TierSettings(Settings):
     max_in_flight: PositiveInt = 2
 
 
+class EncoderTierSettings(TierSettings):
+    """The encoder tier. Gateways send it few calls of many texts each, so its target counts calls, not people."""
+
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 1.5
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -196,7 +204,7 @@ class ServeSettings(Settings):
     candidates_per_source: PositiveInt = 200
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
     gateway: TierSettings = TierSettings()
-    encoder_tier: TierSettings = TierSettings(target_ongoing_requests=1.5)
+    encoder_tier: EncoderTierSettings = EncoderTierSettings()
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()
 

@@ -85,7 +85,7 @@ class Recommender:
         taste = self._taste(known)
         trace.mark("profile")
         text = await self._encode(request.query, trace)
-        query = self._recall_query(request, known, text, taste)
+        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste)
         candidates = await self._recall(query, trace)
         scores = await self._score(candidates, trace)
         items = self._present(candidates, scores, request.limit)
@@ -102,7 +102,7 @@ class Recommender:
         vector = await self._target(request)
         trace.mark("encode")
         nothing = seeds(Profile(""), self._settings)
-        query = self._recall_query(request, nothing, vector, None)
+        query = self._recall_query(request, nothing, {*request.positive}, vector, None)
         candidates = await self._recall(query, trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
@@ -153,16 +153,15 @@ class Recommender:
         finally:
             trace.mark("encode")
 
-    def _recall_query(self, request: Request, known: Seeds, text: Vectors | None, taste: Vectors | None) -> RecallQuery:
-        hidden = {*known.negatives, *request.positive}
-        if request.exclude_seen:
-            hidden |= known.seen
+    def _recall_query(
+        self, request: Request, known: Seeds, unwanted: set[str], text: Vectors | None, taste: Vectors | None
+    ) -> RecallQuery:
         return RecallQuery(
             query=text,
             profile=taste,
             history_keys=item_keys(known.items),
             history_weights=known.weights,
-            exclude_keys=item_keys(hidden if request.only is None else ()),
+            exclude_keys=item_keys(unwanted if request.only is None else ()),
             filter=request.filter,
             now_s=self._clock.now_s(),
             k=max(self._k, request.limit),
@@ -219,3 +218,10 @@ class Recommender:
             reasons=reasons,
             timings_ms=trace.finish(),
         )
+
+
+def _unwanted(request: Request, profile: Profile, known: Seeds) -> set[str]:
+    """Items that must not come back. All dislikes count here, not only the latest that shape the taste."""
+    disliked = {i.item_id for i in profile.interactions if i.weight < 0}
+    seen = known.seen if request.exclude_seen else ()
+    return disliked.union(request.negative, request.positive, seen)

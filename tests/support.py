@@ -126,15 +126,17 @@ class Shop:
         store = self.store(shards)
         return store.folder(store.current_id())
 
+    @cached_property
+    def _profiles(self) -> dict[str, Profile]:
+        events: dict[str, list[Event]] = {}
+        for row in self.world.events.to_pylist():
+            event = Event(row["event_id"], row["kind"], f"u:{row['user_id']}", row["item_id"], row["timestamp_s"])
+            events.setdefault(event.user, []).append(event)
+        return {user: fold(user, theirs, ProfileSettings()) for user, theirs in events.items()}
+
     def profile(self, user: int) -> Profile:
         """What this user of the world did."""
-        mine = self.world.events.to_pylist()
-        events = [
-            Event(row["event_id"], row["kind"], f"u:user-{user}", row["item_id"], row["timestamp_s"])
-            for row in mine
-            if row["user_id"] == f"user-{user}"
-        ]
-        return fold(f"u:user-{user}", events, ProfileSettings())
+        return self._profiles[f"u:user-{user}"]
 
 
 def recommender(

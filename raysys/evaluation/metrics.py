@@ -4,47 +4,38 @@ Ties are broken pessimistically: every other item with the target's score or a h
 that gives all items the same score earns nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Scores = NDArray[np.float32]
+from raysys.evaluation.splits import Items
+
 Ranks = NDArray[np.int64]
 
-
-def remove(scores: Scores, histories: Sequence[NDArray[np.int64]]) -> Scores:
-    """A copy of scores, [n, n_items], with NaN and each row's seen items at -inf."""
-    kept = np.where(np.isnan(scores), np.float32(-np.inf), scores)
-    rows = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
-    kept[rows, np.concatenate(histories) if len(histories) else rows] = -np.inf
-    return kept
+MISSED = np.iinfo(np.int64).max  # the rank of a target that is not in the list
 
 
-def ranks(scores: Scores, targets: NDArray[np.int64]) -> Ranks:
-    """[n] int64: 1 + how many other items score at least what the target scores.
+@dataclass(frozen=True, slots=True, eq=False)
+class Listed:
+    """What one user is shown. items: [m] int64 item indices, best first. scores: [m] float64, never increasing."""
 
-    scores: [n, n_items] without NaN, removed items at -inf. targets: [n] int64.
-    A target that was removed itself comes last.
-    """
-    target = np.take_along_axis(scores, targets[:, None], axis=1)
-    at_least: Ranks = (scores >= target).sum(axis=1, dtype=np.int64)  # the target counts itself: that is the 1
-    return at_least
+    items: Items
+    scores: NDArray[np.float64]
 
+    def place(self, target: int) -> int:
+        """Where the target stands in the list, from 1, or MISSED."""
+        at = np.flatnonzero(self.items == target)
+        return int(at[0]) + 1 if len(at) else MISSED
 
-def top(scores: Scores, k: int) -> NDArray[np.bool_]:
-    """[n, n_items] bool: the k best items of each row, of equal ones those with the smaller index.
+    def rank(self, target: int) -> int:
+        """How many items of the list score at least what the target scores, itself included, or MISSED.
 
-    Items at -inf are never among them, so a row may hold fewer than k.
-    """
-    k = min(k, scores.shape[1])
-    threshold = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    above = scores > threshold
-    level = (scores == threshold) & (scores > -np.inf)
-    free = k - above.sum(axis=1, keepdims=True)
-    best: NDArray[np.bool_] = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= free))
-    return best
+        Where equal scores go on beyond the end of the list, the rank is the length of the list. So a list of k + 1
+        items is long enough for any metric at k.
+        """
+        place = self.place(target)
+        return place if place == MISSED else int(np.count_nonzero(self.scores >= self.scores[place - 1]))
 
 
 def hit_rate(ranks: Ranks, k: int) -> NDArray[np.float64]:
@@ -54,12 +45,7 @@ def hit_rate(ranks: Ranks, k: int) -> NDArray[np.float64]:
 
 def ndcg(ranks: Ranks, k: int) -> NDArray[np.float64]:
     """NDCG@k of each user with one relevant item: 1 / log2(1 + rank), 0 beyond k. [n] float64."""
-    return np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0)
-
-
-def reciprocal_rank(ranks: Ranks) -> NDArray[np.float64]:
-    """1 / rank of each user; the mean is MRR. [n] float64."""
-    return 1 / ranks.astype(np.float64)
+    return np.where(ranks <= k, 1 / np.log2(1.0 + ranks), 0.0)
 
 
 @dataclass(frozen=True, slots=True)

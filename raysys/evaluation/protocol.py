@@ -1,4 +1,4 @@
-"""The protocol of record: full ranking of the whole catalogue, no sampled negatives, one evaluator for every model."""
+"""The protocol of record: lists from the whole catalogue, no sampled negatives, one evaluator for every recommender."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,67 +7,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.errors import InvalidInput
-from raysys.evaluation.metrics import (
-    Estimate,
-    Ranks,
-    Scores,
-    estimate,
-    hit_rate,
-    ndcg,
-    ranks,
-    reciprocal_rank,
-    remove,
-    top,
-)
+from raysys.evaluation.metrics import MISSED, Estimate, Listed, Ranks, estimate, hit_rate, ndcg
 from raysys.evaluation.splits import Items, Task
 
-# Histories of a batch of users, oldest item first -> scores [len(histories), n_items], higher is better.
-Scorer = Callable[[Sequence[Items]], Scores]
+# Histories of a batch of users, oldest item first -> what each is shown.
+Lister = Callable[[Sequence[Items]], Sequence[Listed]]
 
+KS = (10, 20)
+LIST_LENGTH = max(KS) + 1  # one more than is looked at, so that ties at the cut are seen
 STRATA = ("unseen", "tail", "middle", "head")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """What a scorer did on a task.
+    """What a recommender did on a task.
 
-    ranks: [n_users] int64 of the targets, seen items removed, ties pessimistic.
-    shown: [n_items] int64, how many users had the item among their first k.
+    ranks: [n_users] int64 of the targets, ties pessimistic. places: [n_users] int64, where the targets stood as
+    shown. Both are MISSED where the target was not shown. shown: [n_items] int64, how many users had the item among
+    their first k.
     """
 
     ranks: Ranks
+    places: Ranks
     shown: NDArray[np.int64]
-    k: int
 
     @property
     def coverage(self) -> float:
         """The share of the catalogue that anybody had among their first k."""
         return float((self.shown > 0).mean())
 
+    @property
+    def lost_to_ties(self) -> int:
+        """Users whose target was shown, but ranks lower than it stood because others have its score."""
+        return int(np.count_nonzero(self.ranks > self.places))
 
-def rank_all(scorer: Scorer, task: Task, n_items: int, k: int = 10, batch: int = 256) -> Ranking:
-    """Rank every item for every user, a batch of users at a time: memory is batch * n_items.
 
-    Raises InvalidInput when the scorer answers in another shape.
+def rank_lists(lister: Lister, task: Task, n_items: int, k: int = 10, batch: int = 256) -> Ranking:
+    """Ask for the list of every user, a batch of users at a time, and find the targets in them.
+
+    Lists of ``LIST_LENGTH`` serve every metric at ``KS``. Raises InvalidInput when there is not one list a user,
+    a list is not best first, or it shows what is in the history.
     """
+    ranks, places = np.full(len(task), MISSED), np.full(len(task), MISSED)
     shown = np.zeros(n_items, dtype=np.int64)
-    found: list[Ranks] = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(task), batch):
         histories = task.histories[start : start + batch]
-        raw = scorer(histories)
-        if raw.shape != (len(histories), n_items):
-            raise InvalidInput("scorer", f"gave scores of shape {raw.shape}, not {(len(histories), n_items)}")
-        scores = remove(raw, histories)
-        found.append(ranks(scores, task.targets[start : start + batch]))
-        shown += top(scores, k).sum(axis=0)
-    return Ranking(np.concatenate(found), shown, k)
+        lists = lister(histories)
+        if len(lists) != len(histories):
+            raise InvalidInput("lister", f"gave {len(lists)} lists for {len(histories)} users")
+        for user, (listed, history) in enumerate(zip(lists, histories, strict=True), start):
+            _check(listed, history, user)
+            target = int(task.targets[user])
+            ranks[user], places[user] = listed.rank(target), listed.place(target)
+            shown[listed.items[:k]] += 1
+    return Ranking(ranks, places, shown)
 
 
-def summarise(found: Ranks, ks: Sequence[int] = (10, 20), seed: int = 0) -> dict[str, Estimate]:
-    """HR and NDCG at each k, and MRR, by name ("hr@10", "ndcg@10", "mrr")."""
+def _check(listed: Listed, history: Items, user: int) -> None:
+    if (listed.scores[1:] > listed.scores[:-1]).any():
+        raise InvalidInput(f"lists[{user}]", "a score rises along the list; it must be best first")
+    if np.isin(listed.items, history).any():
+        seen = listed.items[np.isin(listed.items, history)][0]
+        raise InvalidInput(f"lists[{user}]", f"shows item {seen}, which is in the history")
+
+
+def summarise(found: Ranks, ks: Sequence[int] = KS, seed: int = 0) -> dict[str, Estimate]:
+    """HR and NDCG at each k, by name ("hr@10", "ndcg@10")."""
     rng = np.random.default_rng(seed)
-    values = {f"{name}@{k}": metric(found, k) for k in ks for name, metric in (("hr", hit_rate), ("ndcg", ndcg))}
-    return {name: estimate(users, rng) for name, users in (values | {"mrr": reciprocal_rank(found)}).items()}
+    metrics = (("hr", hit_rate), ("ndcg", ndcg))
+    return {f"{name}@{k}": estimate(metric(found, k), rng) for k in ks for name, metric in metrics}
 
 
 def popularity_strata(counts: NDArray[np.int64]) -> NDArray[np.int8]:

@@ -29,13 +29,12 @@ class Task:
 class LeaveLastOut:
     """What to fit on and what to predict.
 
-    train: the sequences without their last two items; the only ones a "train only" model may be fitted on.
-    train_and_validation: without the last one, for the rows that say so.
-    validation: after ``train``; settings are chosen on it. test: after ``train_and_validation``; looked at once.
+    train: the sequences without their last two items; models are fitted on nothing else.
+    validation: after ``train``; settings are chosen on it. test: after ``train`` and the validation item, looked at
+    once.
     """
 
     train: Sequence[Items]
-    train_and_validation: Sequence[Items]
     validation: Task
     test: Task
 
@@ -47,4 +46,4 @@ def leave_last_out(sequences: Sequence[Items]) -> LeaveLastOut:
             raise InvalidInput(f"sequences[{user}]", f"{len(sequence)} items; leave-last-out needs at least 3")
     train, longer = [s[:-2] for s in sequences], [s[:-1] for s in sequences]
     last_two = np.array([s[-2:] for s in sequences], dtype=np.int64).reshape(-1, 2)
-    return LeaveLastOut(train, longer, Task(train, last_two[:, 0]), Task(longer, last_two[:, 1]))
+    return LeaveLastOut(train, Task(train, last_two[:, 0]), Task(longer, last_two[:, 1]))

@@ -35,13 +35,17 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
 def open_array(path: Path) -> NDArray[Any]:
     """Memory-map one array read-only. Raises SnapshotError when it is missing or damaged."""
     try:
-        # numpy cannot map an empty array
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        mapped = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise SnapshotError(f"{path} cannot be opened: {error}") from error
-    return mapped
+        return _mapped(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise SnapshotError(f"{path} cannot be opened: {error}; build the snapshot again") from error
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:  # numpy cannot map an array without elements
+        array = np.load(path, allow_pickle=False)
+    return array
 
 
 def write_shard(

@@ -32,7 +32,9 @@ def deployment_names(n_shards: int, topology: str) -> list[str]:
 
 def options(tier: TierSettings) -> dict[str, Any]:
     """What one tier asks of Serve: size, limits, health checks, resources."""
+    spread = tier.max_replicas_per_node
     return {
+        **({} if spread is None else {"max_replicas_per_node": spread}),
         "autoscaling_config": {
             "min_replicas": tier.min_replicas,
             "max_replicas": tier.max_replicas,

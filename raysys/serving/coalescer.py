@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from raysys.errors import Overloaded
+from raysys.errors import Overloaded, Unavailable
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -37,13 +37,18 @@ class Coalescer(Generic[Q, A]):
 
     async def ask(self, question: Q) -> A:
         """The answer to one question. Raises what the call raises, or Overloaded."""
-        if len(self._waiting) >= self._max_waiting:
+        if self._is_full():
             raise Overloaded(f"{len(self._waiting)} requests are waiting already; try again in a moment")
         future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
         if len(self._waiting) == 1:  # send in this turn of the loop, but after all who ask in it
             asyncio.get_running_loop().call_soon(self._send)
         return await future
+
+    def _is_full(self) -> bool:
+        if len(self._waiting) >= self._max_waiting:  # those who went away do not count
+            self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+        return len(self._waiting) >= self._max_waiting
 
     def _send(self) -> None:
         while self._waiting and len(self._calls) < self._max_in_flight:
@@ -72,6 +77,8 @@ class Coalescer(Generic[Q, A]):
                 raise RuntimeError(f"{len(batch)} questions got {len(answers)} answers")
         except Exception as error:
             answers = [error] * len(batch)
+        except asyncio.CancelledError:  # of the call, not of a caller: those must not wait for ever
+            answers = [Unavailable("the call was cut off; try again")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue

@@ -16,7 +16,7 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from raysys.config import ServeSettings, TierSettings, parse
+from raysys.config import ServeSettings, parse
 from raysys.errors import ConfigError
 from raysys.serving.app import BACKPRESSURE, FOLLOW, IMPORT_PATH, options, shard_name
 
@@ -51,18 +51,13 @@ def serve_config(
 def _deployments(settings: ServeSettings, n_shards: int) -> Iterator[dict[str, Any]]:
     # Copies, because a YAML writer turns one object in two places into an anchor and an alias.
     backpressure = {"backpressure_config": dict(BACKPRESSURE)}
-    yield {"name": "gateway", **_tier(settings.gateway), "user_config": dict(FOLLOW), **backpressure}
+    yield {"name": "gateway", **options(settings.gateway), "user_config": dict(FOLLOW), **backpressure}
     if settings.topology == "fused":
         return
-    yield {"name": "encoder", **_tier(settings.encoder_tier)}
-    yield {"name": "ranker", **_tier(settings.ranker_tier)}
+    yield {"name": "encoder", **options(settings.encoder_tier)}
+    yield {"name": "ranker", **options(settings.ranker_tier)}
     for number in range(n_shards):
-        yield {"name": shard_name(number), **_tier(settings.shard_tier), "user_config": dict(FOLLOW)}
-
-
-def _tier(tier: TierSettings) -> dict[str, Any]:
-    spread = tier.max_replicas_per_node
-    return {**options(tier), **({} if spread is None else {"max_replicas_per_node": spread})}
+        yield {"name": shard_name(number), **options(settings.shard_tier), "user_config": dict(FOLLOW)}
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

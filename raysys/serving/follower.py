@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from raysys.errors import RaysysError
 from raysys.index.store import SnapshotStore
 
 POLL_S = 1.0
@@ -46,17 +45,18 @@ class Follower:
     async def _try(self) -> None:
         try:
             await self._step()
-        except (RaysysError, OSError) as error:
-            if self.refused != str(error):
-                log.warning("snapshot refused, the old one stays in use", wanted=self.wanted, error=str(error))
-            self.refused = str(error)
+        except Exception as error:  # whatever it is, the old snapshot serves on and the polling must not end
+            refused = f"{type(error).__name__}: {error}"
+            if self.refused != refused:
+                log.warning("snapshot refused, the old one stays in use", wanted=self.wanted, error=refused)
+            self.refused = refused
 
     async def _step(self) -> None:
         async with self._lock:
             snapshot_id = self._store.resolve(self.wanted)
             if snapshot_id != self.taken:
                 await self._take(snapshot_id)
-                self.taken, self.refused = snapshot_id, None
+            self.taken, self.refused = snapshot_id, None
 
     async def stop(self) -> None:
         """End the polling."""

@@ -225,16 +225,17 @@ def _walk(pid: int, children: dict[int, list[int]]) -> Iterator[int]:
 def end_all(pids: list[int], patience_s: float = 5.0) -> None:
     """SIGTERM, then after ``patience_s`` SIGKILL, to those of these processes that still live."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        living = [pid for pid in pids if _alive(pid)]
+        living = [pid for pid in pids if alive(pid)]
         for pid in living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + patience_s
-        while any(_alive(pid) for pid in living) and time.monotonic() < deadline:
+        while any(alive(pid) for pid in living) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether this process runs; one that has ended and only waits to be collected does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:

@@ -30,10 +30,10 @@ class ShardHost:
     async def prepare(self, snapshot_id: str) -> None:
         """Hold this snapshot. Raises SnapshotError when it cannot be opened; what is held stays held."""
         async with self._loading:
-            if snapshot_id in self._held:
-                return
-            shard = await asyncio.get_running_loop().run_in_executor(None, self._open, snapshot_id)
-            self._held[snapshot_id] = shard
+            if snapshot_id not in self._held:
+                shard = await asyncio.get_running_loop().run_in_executor(None, self._open, snapshot_id)
+                self._held[snapshot_id] = shard
+            self._held.move_to_end(snapshot_id)  # after a rollback the older one is the one in use
             while len(self._held) > HELD_SNAPSHOTS:
                 self._held.popitem(last=False)
 
@@ -68,7 +68,7 @@ class ShardHost:
         return await asyncio.get_running_loop().run_in_executor(self._thread, _recall, shard, queries)
 
     def status(self) -> dict[str, Any]:
-        """The snapshots held, newest last, and the number of items in the newest."""
+        """The snapshots held, the one prepared last at the end, and the number of items in it."""
         newest = next(reversed(self._held.values()), None)
         return {"snapshots": list(self._held), "items": 0 if newest is None else newest.n_items}
 

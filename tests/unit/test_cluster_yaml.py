@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raysys.config import BuildSettings, ServeSettings, load, parse
 from raysys.serving.local_head import FAST_PATH
 
 ROOT = Path(__file__).parents[2]
@@ -158,13 +159,13 @@ def test_both_copies_of_a_shard_are_on_different_nodes_from_the_start(
 def test_the_index_is_under_what_every_node_mounts_and_the_state_is_not(
     cluster: dict[str, Any],
 ) -> None:
-    settings = yaml.safe_load((ROOT / "serve_configs/cluster.settings.yaml").read_text())
+    settings = load(ServeSettings, ROOT / "serve_configs/cluster.settings.yaml")
     mounts = [command for command in cluster["initialization_commands"] if "mount -t nfs4" in command]
     assert len(mounts) == 1
     shared = mounts[0].split()[-1]
-    assert Path(settings["index_root"]).is_relative_to(shared)
-    assert not Path(settings["state"]).is_relative_to(shared)
-    assert any(str(Path(settings["state"]).parent) in command for command in cluster["initialization_commands"])
+    assert Path(settings.index_root).is_relative_to(shared)
+    assert not Path(settings.state).is_relative_to(shared)
+    assert any(str(Path(settings.state).parent) in command for command in cluster["initialization_commands"])
 
 
 def test_the_commands_are_valid_shell(cluster: dict[str, Any]) -> None:
@@ -177,3 +178,15 @@ def test_the_docs_name_every_value_to_replace(cluster: dict[str, Any]) -> None:
     assert wanted
     docs = (ROOT / "docs/cluster.md").read_text()
     assert [value for value in wanted if value not in docs] == []
+
+
+def test_the_build_settings_in_the_docs_are_valid_and_fit_the_service(
+    cluster: dict[str, Any], tiers: dict[str, dict[str, Any]]
+) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), re.DOTALL)
+    settings = parse(BuildSettings, yaml.safe_load(block), "docs/cluster.md")
+    assert settings.index.shards == sum(name.startswith("shard-") for name in tiers)
+    assert settings.index.root == load(ServeSettings, ROOT / "serve_configs/cluster.settings.yaml").index_root
+    node = cluster["available_node_types"]["embedding_node"]
+    wanted = settings.workers.encoders * settings.workers.gpus_per_encoder
+    assert wanted <= node["max_workers"] * node["resources"]["GPU"]

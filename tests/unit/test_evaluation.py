@@ -1,4 +1,4 @@
-"""Evaluation: hand-worked ranks, and the known ways to flatter a model kept out."""
+"""Evaluation: hand-worked ranks, and the known ways to flatter a recommender kept out."""
 
 import math
 
@@ -6,35 +6,37 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from raysys.errors import InvalidInput
-from raysys.evaluation.metrics import estimate, hit_rate, ndcg, ranks, reciprocal_rank, remove, top
-from raysys.evaluation.protocol import by_stratum, popularity_strata, rank_all, summarise
+from raysys.evaluation.metrics import MISSED, Listed, estimate, hit_rate, ndcg
+from raysys.evaluation.protocol import LIST_LENGTH, by_stratum, popularity_strata, rank_lists, summarise
 from raysys.evaluation.splits import Task, leave_last_out
-
-NAN, INF = np.nan, np.inf
-SCORES = arrays(np.float32, (3, 7), elements=st.sampled_from([-INF, -1, 0, 0.5, 1, 2]))
-
-
-def rows(*values):
-    return np.array(values, dtype=np.float32)
 
 
 def items(*values):
     return np.array(values, dtype=np.int64)
 
 
+def listed(scores_by_item):
+    """A list in the order given: item -> score."""
+    return Listed(items(*scores_by_item), np.array(list(scores_by_item.values()), dtype=np.float64))
+
+
 def task(histories, targets):
     return Task([items(*history) for history in histories], items(*targets))
+
+
+def best_first(scores, history, length):
+    """The list that exact scoring gives: seen items out, equal scores by index."""
+    order = [item for item in np.argsort(-scores, kind="stable") if item not in history]
+    return listed({int(item): float(scores[item]) for item in order[:length]})
 
 
 def test_leave_last_out_gives_fitting_no_sight_of_what_is_predicted():
     split = leave_last_out([items(1, 2, 3, 4), items(5, 6, 7)])
     assert [list(s) for s in split.train] == [[1, 2], [5]]
-    assert [list(s) for s in split.train_and_validation] == [[1, 2, 3], [5, 6]]
     assert split.validation.histories is split.train
-    assert split.test.histories is split.train_and_validation
+    assert [list(s) for s in split.test.histories] == [[1, 2, 3], [5, 6]]
     assert list(split.validation.targets) == [3, 6]
     assert list(split.test.targets) == [4, 7]
 
@@ -48,70 +50,49 @@ def test_leave_last_out_of_nobody():
     assert len(leave_last_out([]).test) == 0
 
 
-def test_rank_counts_the_items_that_score_more():
-    assert ranks(rows([3, 1, 2, 0], [3, 1, 2, 0]), items(2, 3)).tolist() == [2, 4]
+def test_rank_is_the_place_where_no_scores_are_equal():
+    shown = listed({7: 0.9, 3: 0.5, 1: 0.1})
+    assert [shown.rank(item) for item in (7, 3, 1)] == [1, 2, 3]
+    assert [shown.place(item) for item in (7, 3, 1)] == [1, 2, 3]
 
 
 def test_equal_scores_stand_before_the_target():
-    assert ranks(rows([1, 1, 1, 0]), items(0)).tolist() == [3]
+    shown = listed({4: 2, 5: 1, 6: 1, 7: 1, 8: 0})
+    assert [shown.rank(item) for item in (4, 5, 6, 7, 8)] == [1, 4, 4, 4, 5]
+    assert shown.place(5) == 2
 
 
-def test_a_model_that_says_nothing_earns_nothing():
-    found = rank_all(lambda histories: np.zeros((len(histories), 50), np.float32), task([[0], [1]], [2, 3]), 50)
-    assert found.ranks.tolist() == [49, 49]  # all but the item seen
-    assert hit_rate(found.ranks, 10).sum() == 0
+def test_what_is_not_shown_is_missed():
+    for shown in (listed({4: 2, 5: 1}), listed({})):
+        assert shown.rank(9) == shown.place(9) == MISSED
+    assert hit_rate(items(MISSED), 10**6).tolist() == [0]
+    assert ndcg(items(MISSED), 10**6).tolist() == [0]
 
 
-def test_seen_items_and_nan_are_out_of_the_race_and_the_scores_given_stay_as_they_are():
-    given_scores = rows([9, NAN, 5, 1])
-    kept = remove(given_scores, [items(0)])
-    assert kept.tolist() == [[-INF, -INF, 5, 1]]
-    assert given_scores[0, 0] == 9
-    assert ranks(kept, items(2)).tolist() == [1]
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=2, max_size=12), st.integers(1, 5), st.data())
+def test_a_list_one_longer_than_k_shows_every_tie_that_matters(scores, k, data):
+    target = data.draw(st.integers(0, len(scores) - 1))
+    row = np.array(scores)
+    true_rank = int((row >= row[target]).sum())
+    found = best_first(row, (), k + 1).rank(target)
+    assert (found <= k) == (true_rank <= k)
+    assert found == true_rank or found > k
 
 
-def test_removing_from_nobody_and_from_an_empty_history():
-    assert remove(rows([1, 2]), [items()]).tolist() == [[1, 2]]
-    assert remove(np.empty((0, 2), np.float32), []).shape == (0, 2)
+def test_a_recommender_that_says_nothing_earns_nothing():
+    def lister(histories):
+        return [best_first(np.zeros(50), history, LIST_LENGTH) for history in histories]
 
-
-@pytest.mark.parametrize("score", [NAN, -INF])
-def test_a_target_without_a_score_comes_last(score):
-    assert ranks(remove(rows([score, NAN, 1, 2]), [items()]), items(0)).tolist() == [4]
-
-
-def test_a_target_already_seen_comes_last():
-    assert ranks(remove(rows([9, 1, 2]), [items(0)]), items(0)).tolist() == [3]
-
-
-def test_top_breaks_ties_by_index_and_leaves_removed_items_out():
-    assert top(rows([1, 2, 1, 1], [-INF, -INF, 0, -INF]), 2).tolist() == [
-        [True, True, False, False],
-        [False, False, True, False],
-    ]
-    assert top(rows([1, 2]), 5).all()
-
-
-@given(SCORES, st.integers(1, 9))
-def test_top_is_the_head_of_a_stable_sort(scores, k):
-    for row, chosen in zip(scores, top(scores, k), strict=True):
-        best = [index for index in np.argsort(-row, kind="stable")[:k] if row[index] > -INF]
-        assert sorted(best) == np.flatnonzero(chosen).tolist()
-
-
-@given(SCORES, st.integers(0, 6))
-def test_no_order_of_the_ties_ranks_a_target_lower(scores, target):
-    found = ranks(scores, np.full(3, target, np.int64))
-    for row, rank in zip(scores, found, strict=True):
-        worst = sorted(range(7), key=lambda item: (-row[item], item == target)).index(target) + 1
-        assert rank == worst
+    found = rank_lists(lister, task([[0], [1]], [1, 3]), 50)
+    assert hit_rate(found.ranks, 20).sum() == 0
+    assert found.places.tolist() == [1, 3]  # places as shown would have called these hits
+    assert found.lost_to_ties == 2
 
 
 def test_metrics_worked_by_hand():
     found = items(1, 3, 10, 11)
     assert hit_rate(found, 10).tolist() == [1, 1, 1, 0]
     assert ndcg(found, 10).tolist() == pytest.approx([1, 0.5, 1 / math.log2(11), 0])
-    assert reciprocal_rank(found).tolist() == pytest.approx([1, 1 / 3, 0.1, 1 / 11])
 
 
 def test_an_estimate_brackets_the_mean_as_theory_says():
@@ -130,12 +111,12 @@ def test_an_estimate_of_nobody_is_not_zero():
 
 def test_a_summary_is_repeatable():
     assert summarise(items(1, 5, 30)) == summarise(items(1, 5, 30))
-    assert summarise(items(1, 5, 30))["hr@20"].mean == pytest.approx(2 / 3)
+    assert summarise(items(1, 5, MISSED))["hr@20"].mean == pytest.approx(2 / 3)
 
 
 def test_coverage_counts_items_that_anybody_is_shown():
-    one_for_all = rank_all(
-        lambda histories: np.tile(rows([5, 4, 3, 2]), (len(histories), 1)), task([[3], [3]], [0, 1]), 4, k=2
+    one_for_all = rank_lists(
+        lambda histories: [listed({0: 5, 1: 4, 2: 3}) for _ in histories], task([[3], [3]], [0, 1]), 4, k=2
     )
     assert one_for_all.coverage == 0.5
     assert one_for_all.shown.tolist() == [2, 2, 0, 0]
@@ -143,27 +124,35 @@ def test_coverage_counts_items_that_anybody_is_shown():
 
 def test_batches_do_not_change_the_answer():
     rng = np.random.default_rng(3)
-    table = rng.random((9, 12), dtype=np.float32)
+    table = rng.random((9, 12))
     whole = task([[int(i)] for i in rng.integers(12, size=9)], rng.integers(12, size=9))
 
-    def scorer(histories):
-        return table[[int(history[0]) % 9 for history in histories]]
+    def lister(histories):
+        return [best_first(table[history[0] % 9], history, 5) for history in histories]
 
-    found = [rank_all(scorer, whole, 12, k=3, batch=batch) for batch in (1, 4, 100)]
+    found = [rank_lists(lister, whole, 12, k=3, batch=batch) for batch in (1, 4, 100)]
     for other in found[1:]:
         assert other.ranks.tolist() == found[0].ranks.tolist()
         assert other.shown.tolist() == found[0].shown.tolist()
 
 
-def test_scores_of_another_shape_are_refused():
-    with pytest.raises(InvalidInput, match=r"\(1, 3\), not \(1, 4\)"):
-        rank_all(lambda histories: np.zeros((1, 3), np.float32), task([[0]], [1]), 4)
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ([], "0 lists for 1 users"),
+        ([listed({1: 0.1, 2: 0.2})], "must be best first"),
+        ([listed({2: 0.3, 0: 0.2})], "shows item 0, which is in the history"),
+    ],
+)
+def test_lists_that_cannot_be_judged_are_refused(lists, message):
+    with pytest.raises(InvalidInput, match=message):
+        rank_lists(lambda histories: lists, task([[0]], [1]), 4)
 
 
 def test_nobody_to_evaluate():
-    found = rank_all(lambda histories: np.zeros((0, 4), np.float32), task([], []), 4)
+    found = rank_lists(lambda histories: [], task([], []), 4)
     assert len(found.ranks) == 0
-    assert math.isnan(summarise(found.ranks)["mrr"].mean)
+    assert math.isnan(summarise(found.ranks)["hr@10"].mean)
 
 
 def test_strata_hold_a_third_of_the_events_each():

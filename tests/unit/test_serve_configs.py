@@ -88,7 +88,7 @@ def test_actor_options_are_complete_because_the_file_replaces_those_of_the_code(
 def test_a_letter_missing_in_any_key_is_caught(name: str) -> None:
     config = read(name)
     paths = [path for path in key_paths(config) if isinstance(path[-1], str)]
-    assert len(paths) > 100
+    assert len(paths) > 50
     for path in paths:
         typo = path[-1][:-1]
         with pytest.raises(ConfigError, match=typo):
@@ -120,7 +120,7 @@ def test_typos_that_people_make_are_named_with_their_place(path: Path_, typo: st
 
 def test_every_typo_is_named_at_once() -> None:
     config = renamed(read("local"), ("proxy_location",), "proxy_locatoin")
-    with pytest.raises(ConfigError, match="proxy_locatoin, http_options.prot"):
+    with pytest.raises(ConfigError, match=r"proxy_locatoin, http_options\.prot"):
         check_keys(renamed(config, ("http_options", "port"), "prot"))
 
 
@@ -131,7 +131,7 @@ def test_serve_itself_refuses_a_typo_in_the_backpressure_config() -> None:
 
 
 def test_a_typo_in_the_settings_is_refused_before_anything_is_written() -> None:
-    with pytest.raises(ConfigError, match="shard_tier.min_replica"):
+    with pytest.raises(ConfigError, match=r"shard_tier\.min_replica"):
         serve_config({"shard_tier": {"min_replica": 2}}, n_shards=1)
 
 

@@ -1,0 +1,249 @@
+"""The bulk embedding job from start to end, against a plain loop over the same texts with the same weights.
+
+    python benchmarks/embedding.py [--n 50000] [--rounds 5] [--json FILE] [--quick]
+
+Ours is ``raysys build``: start Ray, read and clean the catalogue, encode its texts in a pool of actors, build the FAISS
+shards, publish a snapshot. The peer (``plain_loop.py``) is ``SentenceTransformer.encode`` in float32 and ``faiss.add``.
+Both run as processes of their own on the same cores and take turns; ratios are taken within a round.
+
+Start-up is told apart by a second catalogue of a few texts: what a run takes beyond it is the time of the other texts.
+Then 1 % of the texts are changed and ours runs again over the same index folder. Without --n the texts are the
+9,066 films; with it, random texts of 8 to 90 words.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from figures import Spread, machine, ratios
+from processes import end_on_sigterm, run, script
+from rich.console import Console
+from rich.table import Table
+from texts import ITEM_WORDS, texts, vocabulary
+
+from raysys.data.films import write_films
+from raysys.encoder.models import minilm_folder
+from raysys.errors import RaysysError
+from raysys.index.shard_files import ShardFiles
+from raysys.index.store import SnapshotStore
+from raysys.types import Vectors
+
+FEW_TEXTS = 64
+SHARDS = 2
+CHANGED_SHARE = 0.01
+
+console = Console(width=150, highlight=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one side. stages_s: what it said of itself."""
+
+    wall_s: float
+    peak_mib: float
+    stages_s: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Everything that is run in one round; few: over FEW_TEXTS, changed: after CHANGED_SHARE of the texts changed."""
+
+    peer_few: Run
+    ours_few: Run
+    peer: Run
+    ours: Run
+    changed: Run
+    min_cosine: float
+
+
+def film_texts(folder: Path) -> list[str]:
+    """Title and genres of each film that has a title."""
+    table = pq.read_table(write_films(folder).catalog)
+    return [f"{row['title']}. {', '.join(row['genres'])}" for row in table.to_pylist() if row["title"] is not None]
+
+
+def made_up_texts(n: int) -> list[str]:
+    return list(islice(texts(vocabulary(), ITEM_WORDS, "items"), n))
+
+
+def changed_texts(given: Sequence[str]) -> list[str]:
+    """The same texts, but every hundredth has another word at its end."""
+    step = round(1 / CHANGED_SHARE)
+    return [text + " again" if number % step == 0 else text for number, text in enumerate(given)]
+
+
+def write_catalogue(path: Path, given: Sequence[str]) -> Path:
+    """item_id and title, one row a text."""
+    pq.write_table(pa.table({"item_id": [str(n) for n in range(len(given))], "title": list(given)}), path)
+    return path
+
+
+def run_ours(catalogue: Path, root: Path) -> Run:
+    """`raysys build` over the catalogue, into the index folder ``root``."""
+    settings = root.parent / f"{root.name}.yaml"
+    given = {
+        "catalog": {"path": str(catalogue), "template": "{title}"},
+        "encoder": {"model": "minilm", "device": "cpu"},
+        "index": {"root": str(root), "shards": SHARDS},
+    }
+    settings.write_text(yaml.safe_dump(given))
+    command = [str(Path(sys.executable).with_name("raysys")), "build", str(settings)]
+    start_s = time.perf_counter()
+    _, peak_mib = run(command)
+    wall_s = time.perf_counter() - start_s
+    store = SnapshotStore(root)
+    report = json.loads((store.folder(store.current_id()) / "report.json").read_text(encoding="utf-8"))
+    return Run(wall_s, peak_mib, report["stages_s"])
+
+
+def run_peer(catalogue: Path, folder: Path) -> Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    start_s = time.perf_counter()
+    output, peak_mib = run(script("plain_loop.py", catalogue, minilm_folder(), folder))
+    return Run(time.perf_counter() - start_s, peak_mib, json.loads(output.splitlines()[-1]))
+
+
+def one_round(given: Sequence[str], folder: Path) -> Round:
+    """Peer, ours, peer, ours, and ours after a change. All vectors are new in each round."""
+    few = write_catalogue(folder / "few.parquet", given[:FEW_TEXTS])
+    every = write_catalogue(folder / "every.parquet", given)
+    changed = write_catalogue(folder / "changed.parquet", changed_texts(given))
+    peer_few, ours_few = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few")
+    peer, ours = run_peer(every, folder / "peer"), run_ours(every, folder / "ours")
+    cosine = min_cosine(folder / "peer", folder / "ours")
+    return Round(peer_few, ours_few, peer, ours, run_ours(changed, folder / "ours"), cosine)
+
+
+def min_cosine(peer: Path, ours: Path) -> float:
+    """The smallest cosine between the two vectors of an item."""
+    rows, vectors = our_vectors(ours)
+    theirs = np.load(peer / "vectors.npy", allow_pickle=False)[rows]
+    norms = np.linalg.norm(theirs, axis=1) * np.linalg.norm(vectors, axis=1)
+    return float(np.min((theirs * vectors).sum(axis=1) / norms))
+
+
+def our_vectors(root: Path) -> tuple[list[int], Vectors]:
+    """The row of the catalogue, and the vector [n, dim], of each item of the published snapshot."""
+    store = SnapshotStore(root)
+    snapshot_id = store.current_id()
+    manifest, folder = store.manifest(snapshot_id), store.folder(snapshot_id)
+    shards = [ShardFiles(folder / shard.folder, shard.index_kind, manifest.metric) for shard in manifest.shards]
+    rows = [int(item_id) for shard in shards for item_id in shard.items["item_id"].to_pylist()]
+    return rows, np.concatenate([shard.vectors for shard in shards])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the report. left: plain loop, or first run; right: ours, or second run."""
+
+    name: str
+    left: Spread
+    right: Spread
+    ratio: Spread | None
+    goal: str
+    digits: int
+
+
+def figures(rounds: Sequence[Round], n: int) -> list[Row]:
+    """The lines of the report. A ratio above 1 is good for speeds; of memory it says how much more we take."""
+    peer, ours = [one.peer.wall_s for one in rounds], [one.ours.wall_s for one in rounds]
+    peer_few, ours_few = [one.peer_few.wall_s for one in rounds], [one.ours_few.wall_s for one in rounds]
+    peer_rest, ours_rest = _less(peer, peer_few), _less(ours, ours_few)
+    again, again_rest = [one.changed.wall_s for one in rounds], _less([one.changed.wall_s for one in rounds], ours_few)
+    memory = [[one.peer.peak_mib for one in rounds], [one.ours.peak_mib for one in rounds]]
+    more = n - FEW_TEXTS
+    return [
+        Row(f"start-up and {FEW_TEXTS} texts, s", Spread.of(peer_few), Spread.of(ours_few), None, "", 1),
+        Row("end to end, texts/s", _speed(n, peer), _speed(n, ours), ratios(peer, ours), ">= 1.8", 0),
+        Row(
+            "without start-up, texts/s",
+            _speed(more, peer_rest),
+            _speed(more, ours_rest),
+            ratios(peer_rest, ours_rest),
+            ">= 1.8",
+            0,
+        ),
+        Row("second run after 1 % changed, s", Spread.of(ours), Spread.of(again), ratios(ours, again), ">= 20", 1),
+        Row("the same without start-up, s", Spread.of(ours_rest), Spread.of(again_rest), None, "", 1),
+        Row("peak memory, MiB", Spread.of(memory[0]), Spread.of(memory[1]), ratios(memory[1], memory[0]), "", 0),
+    ]
+
+
+def _less(seconds: Sequence[float], few: Sequence[float]) -> list[float]:
+    """What a run took beyond one over FEW_TEXTS: the time of the other texts, start-up left out."""
+    return [a - b for a, b in zip(seconds, few, strict=True)]
+
+
+def _speed(n: int, seconds: Sequence[float]) -> Spread:
+    return Spread.of([n / s for s in seconds])
+
+
+def table(rows: Sequence[Row], title: str, caption: str) -> Table:
+    drawn = Table("", "plain loop (first run)", "raysys (second run)", "ratio", "goal", title=title, caption=caption)
+    for row in rows:
+        ratio = "" if row.ratio is None else row.ratio.text(2)
+        drawn.add_row(row.name, row.left.text(row.digits), row.right.text(row.digits), ratio, row.goal)
+    return drawn
+
+
+def report(rounds: Sequence[Round], rows: Sequence[Row], parameters: dict[str, Any]) -> dict[str, Any]:
+    """Everything as plain values."""
+    return {
+        "benchmark": "embedding",
+        "machine": machine(),
+        "parameters": parameters,
+        "min_cosine": min(one.min_cosine for one in rounds),
+        "rows": [asdict(row) for row in rows],
+        "rounds": [asdict(one) for one in rounds],
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, help="this many random texts instead of the films")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: 300 random texts, one round")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
+    end_on_sigterm()
+    n_rounds, n = (1, 300) if given.quick else (given.rounds, given.n)
+    rounds = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
+            items = film_texts(Path(folder)) if n is None else made_up_texts(n)
+            for number in range(n_rounds):
+                console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
+                with tempfile.TemporaryDirectory(dir=folder) as fresh:
+                    rounds.append(one_round(items, Path(fresh)))
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rows = figures(rounds, len(items))
+    cosine = min(one.min_cosine for one in rounds)
+    words = sum(map(len, map(str.split, items))) / len(items)
+    title = f"{len(items):,} {'films' if n is None else 'random texts'} of {words:.1f} words, {n_rounds} rounds"
+    caption = f"median (smallest-largest) of the rounds; smallest cosine between the two sides' vectors: {cosine:.5f}"
+    console.print(table(rows, title, caption))
+    if given.json is not None:
+        parameters = {"texts": len(items), "films": n is None, "mean_words": round(words, 2), "rounds": n_rounds}
+        given.json.write_text(json.dumps(report(rounds, rows, parameters), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

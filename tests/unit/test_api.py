@@ -1,0 +1,576 @@
+"""The HTTP API over the path in this process: every route, and every wrong request answered as problem+json."""
+
+import json
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support import EXPIRED, N_ITEMS, NOW_S, ODD, SILENT, Health, Shop, raising, service
+
+from raysys.errors import Overloaded, SnapshotError, Unavailable
+from raysys.serving.api import create_app
+from raysys.serving.edge import MAX_BODY_BYTES
+from raysys.serving.service import Service
+from raysys.types import Profile
+
+NOW_MS = round(NOW_S * 1_000)
+POSTS = ("/v1/recommendations", "/v1/similar", "/v1/search", "/v1/rank", "/v1/events", "/v1/items:get")
+MINIMAL: dict[str, dict[str, Any]] = {
+    "/v1/recommendations": {},
+    "/v1/similar": {"item_id": "item-0"},
+    "/v1/search": {"query": "bababa"},
+    "/v1/rank": {"items": ["item-1", "item-2"]},
+    "/v1/events": {"events": [{"event_id": "e1", "type": "view", "user_id": "ann", "item_id": "item-1"}]},
+    "/v1/items:get": {"item_ids": ["item-1"]},
+}
+
+
+@pytest.fixture
+def served(shop: Shop, tmp_path: Path):
+    made = service(shop.snapshot(2), tmp_path / "state.sqlite3")
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+async def client(served: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(served, Health()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
+        yield made
+
+
+def strict_json(response: httpx.Response) -> Any:
+    """The body, which may hold no NaN and no infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in {response.text}")
+
+    return json.loads(response.content, parse_constant=refuse)
+
+
+async def post(client: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await client.post(path, content=content, headers={"content-type": "application/json"})
+
+
+async def good(client: httpx.AsyncClient, path: str, body: Any) -> Any:
+    response = await post(client, path, body)
+    assert response.status_code == 200, response.text
+    return strict_json(response)
+
+
+def assert_problem(response: httpx.Response, status: int, code: str, *fields: str) -> dict[str, Any]:
+    body = strict_json(response)
+    assert (response.status_code, body["code"]) == (status, code), body
+    assert response.headers["content-type"] == "application/problem+json"
+    assert body["status"] == status
+    assert body["request_id"] == response.headers["x-request-id"]
+    for field in fields:
+        assert field in [error["field"] for error in body["errors"]], body
+    return body
+
+
+async def list_ids(client: httpx.AsyncClient, body: Any, path: str = "/v1/recommendations") -> list[str]:
+    return [item["item_id"] for item in (await good(client, path, body))["items"]]
+
+
+# What each route gives
+
+
+async def test_a_recommendation(client: httpx.AsyncClient, shop: Shop) -> None:
+    body = await good(client, "/v1/recommendations", {"user_id": "nobody", "query": "quasar zeppelin", "limit": 3})
+    assert [item["rank"] for item in body["items"]] == [1, 2, 3]
+    assert body["items"][0]["item_id"] == ODD
+    assert body["items"][0]["metadata"]["price"] == 1.0
+    assert body["snapshot_id"] == shop.snapshot(2).name
+    assert body["exact"] is True
+    assert (body["underfilled"], body["degraded"], body["unknown_items"]) == (False, [], [])
+    assert set(body["timings_ms"]) == {"profile", "encode", "recall", "rank", "present", "total"}
+    assert len(body["recommendation_id"]) == 32
+
+
+async def test_ten_are_given_where_no_limit_is(client: httpx.AsyncClient) -> None:
+    assert len(await list_ids(client, {})) == 10
+
+
+async def test_an_unknown_user_is_normal(client: httpx.AsyncClient) -> None:
+    for who in ({"user_id": "never seen"}, {"session_id": "s-1"}, {}):
+        body = await good(client, "/v1/recommendations", who)
+        assert (body["reasons"], body["profile_version"], len(body["items"])) == (["cold_start"], 0, 10)
+
+
+async def test_similar(client: httpx.AsyncClient) -> None:
+    found = await list_ids(client, {"item_id": "item-0", "limit": 5}, "/v1/similar")
+    assert len(found) == 5
+    assert "item-0" not in found
+    assert_problem(await post(client, "/v1/similar", {"item_id": "nope"}), 404, "unknown_item", "item_id")
+    assert_problem(await post(client, "/v1/similar", {"item_id": SILENT}), 404, "unknown_item", "item_id")
+
+
+async def test_search(client: httpx.AsyncClient) -> None:
+    body = await good(client, "/v1/search", {"query": "zeppelin", "limit": 1})
+    assert [item["item_id"] for item in body["items"]] == [ODD]
+    assert body["items"][0]["score"] == pytest.approx(body["items"][0]["sources"]["query"])
+
+
+async def test_rank_orders_what_it_knows_and_names_what_it_does_not(client: httpx.AsyncClient) -> None:
+    body = await good(client, "/v1/rank", {"query": "zeppelin", "items": ["item-1", "nope", ODD, "item-1", EXPIRED]})
+    assert [item["item_id"] for item in body["items"]] == [ODD, "item-1"]
+    assert body["unknown_items"] == ["nope"]
+    assert body["underfilled"] is True
+
+
+async def test_items_by_id(client: httpx.AsyncClient) -> None:
+    body = await good(client, "/v1/items:get", {"item_ids": [ODD, "nope", "item-1", ODD]})
+    assert [item["item_id"] for item in body["items"]] == [ODD, "item-1"]
+    assert body["items"][0]["title"] == "quasar zeppelin"
+    assert body["unknown_items"] == ["nope"]
+
+
+async def test_times_are_rfc_3339(client: httpx.AsyncClient) -> None:
+    (item,) = (await good(client, "/v1/items:get", {"item_ids": [EXPIRED]}))["items"]
+    assert item["available_until"].endswith("+00:00")
+
+
+async def test_unknown_items_of_a_recommendation_are_named(client: httpx.AsyncClient) -> None:
+    body = await good(client, "/v1/recommendations", {"history": ["a"], "positive": ["item-1"], "negative": ["b"]})
+    assert body["unknown_items"] == ["a", "b"]
+
+
+async def test_a_filter_and_a_limit_hold(client: httpx.AsyncClient) -> None:
+    wanted = {"must": [{"field": "price", "range": {"lte": 10}}]}
+    for path, body in (("/v1/recommendations", {"query": "bababa"}), ("/v1/search", {"query": "bababa"})):
+        answer = await good(client, path, {**body, "filter": wanted, "limit": 500})
+        assert answer["items"]
+        assert answer["underfilled"] is True
+        assert all(item["metadata"]["price"] <= 10 for item in answer["items"])
+
+
+# Events
+
+
+def event(event_id: str = "e1", **changes: Any) -> dict[str, Any]:
+    made = {"event_id": event_id, "type": "view", "user_id": "ann", "item_id": "item-1", "timestamp": NOW_MS}
+    return {name: value for name, value in (made | changes).items() if value is not None}
+
+
+async def send(client: httpx.AsyncClient, *events: Any) -> Any:
+    return await good(client, "/v1/events", {"events": events})
+
+
+async def test_an_event_changes_the_very_next_answer(client: httpx.AsyncClient) -> None:
+    before = await good(client, "/v1/recommendations", {"user_id": "ann", "limit": 500})
+    top = before["items"][0]["item_id"]
+    answer = await send(client, event(item_id=top, type="purchase"))
+    assert answer == {"accepted": 1, "duplicates": 0, "rejected": [], "profile_versions": {"ann": 1}}
+    after = await good(client, "/v1/recommendations", {"user_id": "ann", "limit": 500})
+    assert after["profile_version"] == 1
+    assert after["reasons"] == []
+    assert top not in [item["item_id"] for item in after["items"]]
+    assert [i["item_id"] for i in after["items"]] != [i["item_id"] for i in before["items"]][1:]
+    other = await good(client, "/v1/recommendations", {"user_id": "bob", "limit": 500})
+    assert [i["item_id"] for i in other["items"]] == [i["item_id"] for i in before["items"]]
+
+
+async def test_a_session_is_never_taken_for_a_user_of_that_name(client: httpx.AsyncClient) -> None:
+    await send(client, event(user_id=None, session_id="ann"))
+    assert (await good(client, "/v1/recommendations", {"user_id": "ann"}))["profile_version"] == 0
+    assert (await good(client, "/v1/recommendations", {"session_id": "ann"}))["profile_version"] == 1
+
+
+async def test_a_user_and_a_session_of_one_name_in_one_batch_keep_their_versions(client: httpx.AsyncClient) -> None:
+    answer = await send(client, event("e1"), event("e2"), event("e3", user_id=None, session_id="bob"))
+    assert answer["profile_versions"] == {"ann": 2, "bob": 1}
+
+
+async def test_hidden_and_disliked_items_never_come_back(client: httpx.AsyncClient) -> None:
+    await send(client, event("e1", type="hide", item_id="item-5"), event("e2", type="dislike", item_id="item-6"))
+    found = await list_ids(client, {"user_id": "ann", "limit": 500, "exclude_seen": False})
+    assert not {"item-5", "item-6"} & set(found)
+
+
+async def test_one_bad_event_among_good_ones(client: httpx.AsyncClient) -> None:
+    answer = await send(client, event("e1"), event("e2", type=None), event("e3", item_id="item-2"), {})
+    assert (answer["accepted"], answer["duplicates"]) == (2, 0)
+    assert [(r["index"], r["code"]) for r in answer["rejected"]] == [(1, "invalid"), (3, "invalid")]
+    assert answer["rejected"][0]["message"].startswith("type: ")
+    assert answer["profile_versions"] == {"ann": 2}
+
+
+async def test_duplicates_count_once(client: httpx.AsyncClient) -> None:
+    first = await send(client, event("e1"), event("e1"), event("e2"))
+    assert (first["accepted"], first["duplicates"]) == (2, 1)
+    again = await send(client, event("e1"), event("e2"))
+    assert again == {"accepted": 0, "duplicates": 2, "rejected": [], "profile_versions": {"ann": 2}}
+
+
+BAD_EVENTS = [
+    ({"timestamp": NOW_MS + 3_600_000}, "in_future", "timestamp"),
+    ({"timestamp": "2023-11-14T22:13:20"}, "invalid", "timestamp"),
+    ({"timestamp": "yesterday"}, "invalid", "timestamp"),
+    ({"timestamp": 1_700_000_000}, "invalid", "timestamp"),  # seconds
+    ({"timestamp": 1.5e12}, "invalid", "timestamp"),
+    ({"timestamp": True}, "invalid", "timestamp"),
+    ({"timestamp": 10**30}, "invalid", "timestamp"),
+    ({"timestamp": 10**18}, "in_future", "timestamp"),
+    ({"timestamp": -(10**15)}, "invalid", "timestamp"),
+    ({"user_id": None}, "invalid", "user_id or session_id"),
+    ({"session_id": "s"}, "invalid", "user_id or session_id"),
+    ({"user_id": ""}, "invalid", "user_id"),
+    ({"user_id": 7}, "invalid", "user_id"),
+    ({"event_id": ""}, "invalid", "event_id"),
+    ({"event_id": "x" * 257}, "invalid", "event_id"),
+    ({"event_id": None}, "invalid", "event_id"),
+    ({"item_id": "a\0b"}, "invalid", "item_id"),
+    ({"item_id": ["item-1"]}, "invalid", "item_id"),
+    ({"type": ""}, "invalid", "type"),
+    ({"type": 5}, "invalid", "type"),
+    ({"value": "5"}, "invalid", "value"),
+    ({"value": True}, "invalid", "value"),
+    ({"properties": {str(i): i for i in range(51)}}, "invalid", "properties"),
+    ({"properties": []}, "invalid", "properties"),
+    ({"impressions": "item-1"}, "invalid", "impressions"),
+    ({"colour": "red"}, "invalid", "colour"),
+    ({"text": "x" * 4_001}, "invalid", "text"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "field"), BAD_EVENTS, ids=lambda v: str(v)[:30])
+async def test_a_bad_event_is_rejected_by_name(client: httpx.AsyncClient, changes, code: str, field: str) -> None:
+    answer = await send(client, {**event("bad"), **changes} if None not in changes.values() else event("bad", **changes), event("good"))
+    assert answer["accepted"] == 1
+    (rejected,) = answer["rejected"]
+    assert (rejected["index"], rejected["code"]) == (0, code)
+    assert field in rejected["message"]
+
+
+@pytest.mark.parametrize(
+    "timestamp", [NOW_MS, "2023-11-14T22:13:20Z", "2023-11-15T00:13:20.123456+02:00", None, NOW_MS + 200_000, 10**11]
+)
+async def test_times_that_are_taken(client: httpx.AsyncClient, timestamp) -> None:
+    assert (await send(client, event(timestamp=timestamp)))["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"), [("view_item", 1.0), ("add_to_cart", 2.0), ("purchase", 3.0), ("add_to_wishlist", 2.0), ("hide", -3.0)]
+)
+async def test_names_of_google_analytics_are_taken(client: httpx.AsyncClient, served: Service, name, weight) -> None:
+    assert (await send(client, event(type=name)))["accepted"] == 1
+    assert [i.weight for i in served.store.profile("u:ann").interactions] == [weight]
+
+
+async def test_an_unknown_kind_of_event_is_kept_and_says_nothing(client: httpx.AsyncClient, served: Service) -> None:
+    assert (await send(client, event(type="blinked_at")))["accepted"] == 1
+    assert [i.weight for i in served.store.profile("u:ann").interactions] == [0.0]
+
+
+async def test_an_event_about_an_unknown_item_is_kept(client: httpx.AsyncClient) -> None:
+    assert (await send(client, event(item_id="comes-tomorrow")))["accepted"] == 1
+    assert len(await list_ids(client, {"user_id": "ann"})) == 10
+
+
+async def test_odd_values_inside_properties_are_kept(client: httpx.AsyncClient) -> None:
+    deep: Any = "x"
+    for _ in range(20):
+        deep = {"a": [deep, None, 1.5, "🎈"]}
+    assert (await send(client, event(properties={"deep": deep, "big": 2**63}, impressions=["item-1"])))["accepted"] == 1
+
+
+# Wrong requests
+
+BAD_LIMITS = [0, -1, 1.5, "10", 10**9, 10**30, True, None, [], {}]
+
+
+@pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/similar", "/v1/search"])
+@pytest.mark.parametrize("limit", BAD_LIMITS, ids=str)
+async def test_a_bad_limit_is_named(client: httpx.AsyncClient, path: str, limit: Any) -> None:
+    assert_problem(await post(client, path, MINIMAL[path] | {"limit": limit}), 422, "invalid_input", "limit")
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "1e3", "01", "1_0"])
+async def test_a_limit_that_is_no_json_integer_is_refused(client: httpx.AsyncClient, literal: str) -> None:
+    response = await post(client, "/v1/recommendations", b'{"limit": %s}' % literal.encode())
+    assert response.status_code in (400, 422)
+    assert strict_json(response)["code"] in ("invalid_json", "invalid_input")
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_an_unknown_field_is_named(client: httpx.AsyncClient, path: str) -> None:
+    assert_problem(await post(client, path, MINIMAL[path] | {"lmit": 5}), 422, "invalid_input", "lmit")
+
+
+@pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/search", "/v1/rank"])
+@pytest.mark.parametrize("query", ["", "   ", "\n\t", "x" * 100_000, 5, True, [], {}])
+async def test_a_bad_query_is_named(client: httpx.AsyncClient, path: str, query: Any) -> None:
+    assert_problem(await post(client, path, MINIMAL[path] | {"query": query}), 422, "invalid_input", "query")
+
+
+@pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/search"])
+async def test_a_lone_surrogate_never_breaks_anything(client: httpx.AsyncClient, path: str) -> None:
+    response = await post(client, path, b'{"query": "a \\ud83c b"}')
+    assert response.status_code in (200, 400, 422)
+    strict_json(response)
+
+
+@pytest.mark.parametrize("field", ["user_id", "session_id", "history", "positive", "negative"])
+@pytest.mark.parametrize("value", ["", "\0", "x" * 257, 5, True, {}, [5], [""], "\ud83c", ["\ud83c"]], ids=ascii)
+async def test_a_bad_id_is_named(client: httpx.AsyncClient, field: str, value: Any) -> None:
+    response = await post(client, "/v1/recommendations", {field: value})
+    body = strict_json(response)
+    assert response.status_code in (400, 422)
+    if response.status_code == 422:
+        assert body["errors"][0]["field"].startswith(field)
+
+
+async def test_too_many_ids_are_refused(client: httpx.AsyncClient) -> None:
+    many = [f"item-{i}" for i in range(1_001)]
+    assert_problem(await post(client, "/v1/recommendations", {"history": many}), 422, "invalid_input", "history")
+    assert_problem(await post(client, "/v1/rank", {"items": many}), 422, "invalid_input", "items")
+    assert_problem(await post(client, "/v1/items:get", {"item_ids": many}), 422, "invalid_input", "item_ids")
+    assert_problem(
+        await post(client, "/v1/events", {"events": [event(str(i)) for i in range(1_001)]}),
+        422,
+        "invalid_input",
+        "events",
+    )
+
+
+async def test_two_identities_are_refused(client: httpx.AsyncClient) -> None:
+    body = {"user_id": "ann", "session_id": "s"}
+    assert "not both" in assert_problem(await post(client, "/v1/recommendations", body), 422, "invalid_input")["detail"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("body", [b"", b"{", b"[1,", b"\xff\xfe", b"{'a': 1}", b"hello", b"{}{}", b"\0", b"{" * 100_000])
+async def test_what_is_no_json_is_said_to_be_none(client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    assert_problem(await post(client, path, body), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("body", [b"null", b"[]", b"5", b'"x"', b"true"])
+async def test_json_that_is_no_object_is_refused(client: httpx.AsyncClient, path: str, body: bytes) -> None:
+    assert_problem(await post(client, path, body), 422, "invalid_input", "body")
+
+
+@pytest.mark.parametrize("path", [p for p in POSTS if p != "/v1/recommendations"])
+async def test_what_is_required_is_named(client: httpx.AsyncClient, path: str) -> None:
+    required = next(iter(MINIMAL[path]))
+    assert_problem(await post(client, path, {}), 422, "invalid_input", required)
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_body_of_five_megabytes_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    assert_problem(await post(client, path, b" " * 5_000_000), 413, "body_too_large")
+
+
+async def test_a_body_is_refused_before_all_of_it_is_read(client: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1_000):
+            sent += 1 << 20
+            yield b" " * (1 << 20)
+
+    response = await client.post("/v1/search", content=chunks())
+    assert_problem(response, 413, "body_too_large")
+    assert sent <= MAX_BODY_BYTES + (2 << 20)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {"field": "price", "exists": True}
+    for _ in range(depth):
+        made = {"must": [made]}
+    return made
+
+
+BAD_FILTERS = [
+    (nested(6), "filter"),
+    (nested(100), "filter"),
+    ({"must": [{"field": "colour", "match": "red"}]}, "filter.must[0].field"),
+    ({"must": [{"field": "text_key", "exists": True}]}, "filter.must[0].field"),
+    ({"must": [{"field": "price", "match": "cheap"}]}, "filter.must[0].match"),
+    ({"must": [{"field": "price", "range": {}}]}, "filter.must[0].range"),
+    ({"must": [{"field": "price"}]}, "filter.must[0]"),
+    ({"must": [{"field": "title", "range": {"gt": "a"}}]}, "filter.must[0].range"),
+    ({"must": {"field": "price", "exists": True}}, "filter.must"),
+    ({"mst": []}, "filter.mst"),
+    ([], "filter"),
+    ("price < 5", "filter"),
+    ({"must": [{"field": "price", "in": [{}]}]}, "filter.must[0].in[0]"),
+    ({"must": [{"field": "price", "match": 10**30}]}, "filter.must[0].match"),
+    ({"must": [{"field": "title", "match": "\ud83c"}]}, "filter"),
+    ({"must": [{"field": "price", "exists": True}] * 300}, "filter"),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/search", "/v1/similar"])
+@pytest.mark.parametrize(("raw", "field"), BAD_FILTERS, ids=lambda v: ascii(v)[:40])
+async def test_a_bad_filter_is_named(client: httpx.AsyncClient, path: str, raw: Any, field: str) -> None:
+    response = await post(client, path, MINIMAL[path] | {"filter": raw})
+    body = strict_json(response)
+    assert response.status_code in (400, 422), body
+    if body["code"] != "invalid_json":  # a lone surrogate is not even JSON
+        assert body["errors"][0]["field"].startswith(field), body
+
+
+async def test_nan_and_infinity_in_a_filter_are_refused(client: httpx.AsyncClient) -> None:
+    for literal in (b"NaN", b"Infinity", b"1e999"):
+        body = b'{"filter": {"must": [{"field": "price", "match": %s}]}}' % literal
+        response = await post(client, "/v1/recommendations", body)
+        assert response.status_code in (400, 422), response.text
+        strict_json(response)
+
+
+async def test_a_route_that_is_not_there(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/v1", "/v1/recommendation", "/v2/recommendations", "/v1/recommendations/x", "/%00", "/v1/..%2f"):
+        assert_problem(await client.post(path, content=b"{}"), 404, "not_found")
+
+
+async def test_a_method_that_is_not_allowed(client: httpx.AsyncClient) -> None:
+    for path in POSTS:
+        response = await client.get(path)
+        assert_problem(response, 405, "method_not_allowed")
+        assert response.headers["allow"] == "POST"
+    assert_problem(await client.post("/livez"), 405, "method_not_allowed")
+
+
+# When a part does not answer
+
+
+async def test_before_a_snapshot_is_loaded_the_answer_is_to_try_again(client: httpx.AsyncClient, served: Service) -> None:
+    served.recommender = None
+    for path in POSTS:
+        if path == "/v1/events":  # needs none
+            continue
+        response = await post(client, path, MINIMAL[path])
+        assert_problem(response, 503, "unavailable")
+        assert int(response.headers["retry-after"]) >= 1
+    assert (await send(client, event()))["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (Overloaded("full", 2.5), 429, "overloaded"),
+        (Unavailable("gone"), 503, "unavailable"),
+        (SnapshotError("damaged"), 503, "no_snapshot"),
+        (RuntimeError("secret /etc/passwd"), 500, "internal"),
+        (ZeroDivisionError("secret"), 500, "internal"),
+    ],
+)
+async def test_what_goes_wrong_inside(client: httpx.AsyncClient, served: Service, error, status: int, code: str) -> None:
+    served.recommender.search = raising(error)  # type: ignore[method-assign,union-attr]
+    response = await post(client, "/v1/search", {"query": "x"})
+    body = assert_problem(response, status, code)
+    assert "secret" not in response.text
+    if status == 429:
+        assert response.headers["retry-after"] == "3"
+        assert body["detail"] == "full"
+
+
+class Locked:
+    """A profile store that cannot answer."""
+
+    def profile(self, user: str) -> Profile:
+        raise Unavailable("locked")
+
+    def append(self, events) -> list[Any]:
+        raise Unavailable("locked", 2)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def test_without_profiles_a_list_still_comes_and_says_so(client: httpx.AsyncClient, served: Service) -> None:
+    real, served.store = served.store, Locked()
+    body = await good(client, "/v1/recommendations", {"user_id": "ann"})
+    assert (body["degraded"], len(body["items"])) == (["profile"], 10)
+    assert_problem(await post(client, "/v1/events", MINIMAL["/v1/events"]), 503, "unavailable")
+    assert 'raysys_degraded_total{part="profile"} 1.0' in (await client.get("/metrics")).text
+    served.store = real
+
+
+# Around the routes
+
+
+async def test_the_request_id_and_the_trace_come_back(client: httpx.AsyncClient) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {"x-request-id": "abc-123", "traceparent": trace}
+    for response in (
+        await client.post("/v1/search", json={"query": "x"}, headers=headers),
+        await client.post("/v1/search", json={}, headers=headers),
+        await client.get("/nowhere", headers=headers),
+        await client.get("/livez", headers=headers),
+        await client.post("/v1/search", content=b" " * 5_000_000, headers=headers),
+    ):
+        assert response.headers["x-request-id"] == "abc-123"
+        assert response.headers["traceparent"] == trace
+        if response.is_error:
+            assert strict_json(response)["request_id"] == "abc-123"
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "a b", "ü"])
+async def test_a_request_id_that_is_none_is_replaced(client: httpx.AsyncClient, given: str) -> None:
+    response = await client.get("/livez", headers=[(b"x-request-id", given.encode())])
+    assert response.headers["x-request-id"] != given
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_live_and_ready(client: httpx.AsyncClient, served: Service) -> None:
+    assert (await client.get("/livez")).json() == {"alive": True}
+    ready = await client.get("/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"ready": True, "shards": {}})
+    transport = httpx.ASGITransport(create_app(served, Health(ready=False)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+        assert (await other.get("/readyz")).status_code == 503
+
+
+async def test_metrics_parse_and_count(client: httpx.AsyncClient) -> None:
+    await post(client, "/v1/search", {"query": "x"})
+    await post(client, "/v1/search", {})
+    await client.get("/made/up/by/the/caller")
+    await send(client, event("e1"), event("e1"), {})
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert samples["raysys_requests_total", "/v1/search", "200"] == 1
+    assert samples["raysys_requests_total", "/v1/search", "422"] == 1
+    assert samples["raysys_requests_total", "404", "other"] == 1
+    assert samples["raysys_request_seconds_count", "/v1/search"] == 2
+    assert samples["raysys_stage_seconds_count", "recall"] == 1
+    assert [samples["raysys_events_total", o] for o in ("accepted", "duplicate", "rejected")] == [1, 1, 1]
+
+
+async def test_the_openapi_document_names_every_route_and_resolves(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {*POSTS, "/livez", "/readyz", "/metrics"}
+    text = json.dumps(document)
+    schemas = document["components"]["schemas"]
+    named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert named <= set(schemas)
+    for path in POSTS:
+        operation = document["paths"][path]["post"]
+        assert operation["requestBody"]["required"] is True
+        assert {"200", "400", "404", "413", "422", "429", "503"} <= set(operation["responses"])
+    assert "EventBody" in schemas
+
+
+async def test_every_number_that_leaves_is_finite_and_every_row_is_an_item(client: httpx.AsyncClient) -> None:
+    body = await good(client, "/v1/recommendations", {"query": "bababa", "history": ["item-1"], "limit": 500})
+    assert len(body["items"]) == N_ITEMS + 1
+    for item in body["items"]:
+        assert item["item_id"] not in ("", "-1")
+        assert all(math.isfinite(score) for score in (item["score"], *item["sources"].values()))
+
+
+async def test_the_document_page_is_there(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/docs")).status_code == 200

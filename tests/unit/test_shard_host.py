@@ -1,0 +1,155 @@
+"""A shard replica without Ray: which snapshots it holds, and what it says when it does not hold one."""
+
+import asyncio
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import DIM, NOW_S, FixedClock, Shop
+
+from raysys.encoder.hashing import HashEncoder
+from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotNotLoaded, UnknownField
+from raysys.in_process import open_shards
+from raysys.index.filters import parse
+from raysys.index.store import SnapshotStore
+from raysys.serving.shard_host import ShardHost
+from raysys.training.local import build_here
+from raysys.types import Candidates, RecallQuery
+
+QUERY = RecallQuery(
+    query=HashEncoder(DIM).encode(["bababa"], "query")[0],
+    profile=None,
+    history_keys=np.empty(0, np.uint64),
+    history_weights=np.empty(0, np.float32),
+    exclude_keys=np.empty(0, np.uint64),
+    filter=None,
+    now_s=NOW_S,
+    k=5,
+)
+
+
+@pytest.fixture(scope="module")
+def store(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> SnapshotStore:
+    """Three snapshots in two shards, a day apart: ids sort by time."""
+    root = tmp_path_factory.mktemp("three")
+    for day in range(3):
+        build_here(shop.settings(2, root), FixedClock(NOW_S + day * 86_400))
+    return SnapshotStore(root)
+
+
+@pytest.fixture(scope="module")
+def snapshots(store: SnapshotStore) -> list[str]:
+    return store.list()
+
+
+@pytest.fixture
+def host(store: SnapshotStore) -> ShardHost:
+    return ShardHost(1, 2, store, threads=1)
+
+
+def held(host: ShardHost) -> list[str]:
+    return host.status()["snapshots"]
+
+
+async def test_it_answers_as_the_shard_itself(host: ShardHost, store: SnapshotStore, snapshots: list[str]) -> None:
+    await host.prepare(snapshots[0])
+    (answer,) = await host.recall([(snapshots[0], QUERY)])
+    assert isinstance(answer, Candidates)
+    expected = open_shards(store.folder(snapshots[0]))[1].recall([QUERY])[0]
+    assert answer.key.tolist() == expected.key.tolist()
+    assert np.array_equal(answer.scores, expected.scores)
+    assert set(answer.shard.tolist()) == {1}
+
+
+async def test_old_and_new_answer_side_by_side(host: ShardHost, snapshots: list[str]) -> None:
+    old, new, _ = snapshots
+    await host.prepare(old)
+    await host.prepare(new)
+    assert held(host) == [old, new]
+    answers = await host.recall([(old, QUERY), (new, replace(QUERY, k=2)), (old, replace(QUERY, k=3))])
+    assert [len(answer) for answer in answers] == [5, 2, 3]
+
+
+async def test_two_are_held_the_oldest_goes(host: ShardHost, snapshots: list[str]) -> None:
+    for snapshot_id in snapshots:
+        await host.prepare(snapshot_id)
+    assert held(host) == snapshots[1:]
+
+
+async def test_the_one_that_is_prepared_again_is_not_the_oldest(host: ShardHost, snapshots: list[str]) -> None:
+    """After a rollback from the second to the first, a third must not push the first out: it is in use."""
+    first, second, third = snapshots
+    for snapshot_id in (first, second, first, third):
+        await host.prepare(snapshot_id)
+    assert held(host) == [first, third]
+
+
+async def test_preparing_twice_at_once_opens_it_once(host: ShardHost, snapshots: list[str]) -> None:
+    await asyncio.gather(*(host.prepare(snapshots[0]) for _ in range(4)))
+    assert held(host) == [snapshots[0]]
+
+
+async def test_a_snapshot_asked_for_before_it_is_held_is_opened(host: ShardHost, snapshots: list[str]) -> None:
+    (answer,) = await host.recall([(snapshots[0], QUERY)])
+    assert isinstance(answer, Candidates)
+    assert held(host) == [snapshots[0]]
+
+
+@pytest.mark.parametrize("snapshot_id", ["20200101T000000-abcdef", "../etc", ""])
+async def test_a_snapshot_that_is_not_there_is_said_and_the_others_answer(
+    host: ShardHost, snapshots: list[str], snapshot_id: str
+) -> None:
+    await host.prepare(snapshots[0])
+    missing, answer = await host.recall([(snapshot_id, QUERY), (snapshots[0], QUERY)])
+    assert isinstance(missing, SnapshotNotLoaded)
+    assert "shard 1 cannot serve" in str(missing)
+    assert isinstance(answer, Candidates)
+    with pytest.raises(SnapshotError):
+        await host.prepare(snapshot_id)
+    assert held(host) == [snapshots[0]]
+
+
+async def test_another_number_of_shards_is_refused(shop: Shop, snapshots: list[str], store: SnapshotStore) -> None:
+    three = ShardHost(1, 3, store, threads=1)
+    with pytest.raises(SnapshotMismatch, match="2 shards, but 3 are deployed"):
+        await three.prepare(snapshots[0])
+    assert held(three) == []
+
+
+@pytest.mark.parametrize("name", ["keys.npy", "vectors.npy", "items.arrow", "index.faiss", "popularity.npy", "transition/rows.npy"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
+    store: SnapshotStore, snapshots: list[str], tmp_path: Path, name: str, damage: str
+) -> None:
+    for snapshot_id in snapshots[:2]:
+        shutil.copytree(store.folder(snapshot_id), tmp_path / "snapshots" / snapshot_id)
+    path = tmp_path / "snapshots" / snapshots[1] / "shard-00001" / name
+    content = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    host = ShardHost(1, 2, SnapshotStore(tmp_path), threads=1)
+    await host.prepare(snapshots[0])
+    with pytest.raises(SnapshotError, match=Path(name).name):
+        await host.prepare(snapshots[1])
+    assert held(host) == [snapshots[0]]
+    (answer,) = await host.recall([(snapshots[0], QUERY)])
+    assert isinstance(answer, Candidates)
+
+
+async def test_a_wrong_query_fails_alone(host: ShardHost, snapshots: list[str]) -> None:
+    wrong = replace(QUERY, filter=parse({"must": [{"field": "colour", "match": "red"}]}))
+    good, bad, also_good = await host.recall([(snapshots[0], query) for query in (QUERY, wrong, QUERY)])
+    assert isinstance(good, Candidates)
+    assert isinstance(bad, UnknownField)
+    assert isinstance(also_good, Candidates)
+
+
+async def test_status_counts_the_newest(host: ShardHost, store: SnapshotStore, snapshots: list[str]) -> None:
+    assert host.status() == {"snapshots": [], "items": 0}
+    await host.prepare(snapshots[0])
+    assert host.status()["items"] == store.manifest(snapshots[0]).shards[1].n_items
+
+
+async def test_an_empty_batch_is_fine(host: ShardHost) -> None:
+    assert await host.recall([]) == []
