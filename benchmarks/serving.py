@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any, Literal
 
 import httpx
@@ -42,7 +42,7 @@ AGREEMENT_QUERIES = 50
 TIERS: dict[str, Any] = {"encoder_tier": {"min_replicas": 1, "max_replicas": 1, "threads": 2}}
 NOT_DEGRADED = '"degraded":[]'
 
-console = Console(width=170, highlight=False)
+console = Console(width=150, highlight=False)
 Figure = Literal["requests_per_s", "p50_ms"]
 
 
@@ -119,13 +119,18 @@ class Outcome:
 
 
 def take_turns(contest: Contest, plan: Plan, load: LoadProcess, users: tuple[str, ...]) -> Outcome:
-    """A B A B ...: every side gets the same requests in a round, and other ones in the next."""
+    """A B A B ...: every side gets the same requests in a round, and other ones in the next.
+
+    Raises RuntimeError when a side gives no good answer at all: there is nothing to compare then.
+    """
     measured: dict[str, list[Measured]] = {side.name: [] for side in contest.sides}
     for number in range(-1, plan.rounds):
         for side in contest.sides:
             seconds = plan.seconds if number >= 0 else plan.ramp_s
             seed = f"{contest.name}-{contest.clients}-{number}"
             one = load.measure(_load(side, contest.clients, seconds, plan.ramp_s, seed, users))
+            if not one.requests:
+                raise RuntimeError(f"{contest.name}: {side.name} gave no good answer: {one.errors}")
             if number >= 0:  # the round before the first warms both sides up
                 measured[side.name].append(one)
     return Outcome(contest, measured)
@@ -268,7 +273,7 @@ def _add_rows(drawn: Table, outcome: Outcome) -> None:
         last = number == len(contest.sides) - 1
         cells = [contest.name, str(contest.clients)] if number == 0 else ["", ""]
         cells += [side.name, Spread.of(outcome.values(side, "requests_per_s")).text(0)]
-        cells += [Spread.of(outcome.values(side, figure)).text(1) for figure in ("p50_ms", "p99_ms")]
+        cells += [f"{median(outcome.values(side, figure)):,.1f}" for figure in ("p50_ms", "p99_ms")]
         cells.append(", ".join(f"{n} x {what}" for what, n in outcome.errors(side).items()) or "0")
         cells += ["" if spread is None or not last else spread.text(2) for spread in (ratio, p99)]
         drawn.add_row(*cells, contest.goal if last else "", end_section=last)

@@ -5,19 +5,14 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.serving.problems import on_anything, problem
+from raysys.serving.problems import BodyTooLarge
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-class BodyTooLarge(Exception):
-    """Raised while reading, before the whole body is in memory."""
 
 
 class Metrics:
@@ -50,25 +45,22 @@ class Edge:
             return
         start = time.perf_counter()
         echoed = self._identify(scope)
-        status = 500
-        started = False
+        status, finished = 500, False
 
         async def send_echoing(message: Message) -> None:
-            nonlocal status, started
+            nonlocal status, finished
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
+                status = message["status"]
                 message["headers"] = [*message.get("headers", []), *echoed]
             await send(message)
+            finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._app(scope, _bounded(receive), send_echoing)
-        except BodyTooLarge:
-            answer = problem(Request(scope), 413, "body_too_large", f"a body may hold {MAX_BODY_BYTES:,} bytes")
-            await answer(scope, receive, send_echoing)
-        except Exception as error:
-            if started:
+        except Exception:
+            # Starlette raises again what it has logged and answered already (``problems.on_anything``).
+            if not finished:
                 raise
-            await on_anything(Request(scope), error)(scope, receive, send_echoing)
         finally:
             self._count(scope, status, time.perf_counter() - start)
 
@@ -96,7 +88,7 @@ def _bounded(receive: Receive) -> Receive:
         message: dict[str, Any] = dict(await receive())
         size_bytes += len(message.get("body", b""))
         if size_bytes > MAX_BODY_BYTES:
-            raise BodyTooLarge
+            raise BodyTooLarge(f"a body may hold {MAX_BODY_BYTES:,} bytes")
         return message
 
     return receive_bounded

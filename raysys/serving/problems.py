@@ -9,6 +9,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from raysys.errors import (
     InvalidInput,
@@ -18,6 +19,7 @@ from raysys.errors import (
     Unavailable,
     UnknownItem,
 )
+from raysys.index.filters import error_path
 from raysys.serving.schemas import FieldError, Problem
 
 # The first class that matches decides.
@@ -29,7 +31,13 @@ STATUS: list[tuple[type[Exception], int, str]] = [
     (SnapshotError, 503, "no_snapshot"),
 ]
 
+CLIENT_CLOSED_REQUEST = 499  # as in nginx; only metrics see it
+
 log = structlog.get_logger()
+
+
+class BodyTooLarge(Exception):
+    """Raised while reading, before the whole body is in memory."""
 
 
 def problem(
@@ -58,7 +66,7 @@ def on_invalid_body(request: Request, error: Exception) -> Response:
     """A body that does not fit its schema: every wrong value by its path."""
     assert isinstance(error, ValidationError)  # noqa: S101  # registered for this class only
     errors = [
-        FieldError(field=field_path(e["loc"]), code=e["type"], message=e["msg"])
+        FieldError(field=field_path(e["loc"]), code=e["type"], message=e["msg"].removeprefix("Value error, "))
         for e in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     is_json = all(e.code != "json_invalid" for e in errors)
@@ -87,6 +95,16 @@ def on_http_error(request: Request, error: Exception) -> Response:
     )
 
 
+def on_large_body(request: Request, error: Exception) -> Response:
+    """A body that was not read to its end."""
+    return problem(request, 413, "body_too_large", str(error))
+
+
+def on_gone(request: Request, error: Exception) -> Response:
+    """A caller that hung up: nobody reads this."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
 def on_anything(request: Request, error: Exception) -> Response:
     """A bug of ours: logged with its trace, told without it."""
     log.error("unexpected error", request_id=request.scope.get("raysys.request_id"), exc_info=error)
@@ -95,8 +113,7 @@ def on_anything(request: Request, error: Exception) -> Response:
 
 def field_path(location: tuple[int | str, ...]) -> str:
     """``("events", 0, "type")`` -> ``events[0].type``; the body itself is ``body``."""
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return path.lstrip(".") or "body"
+    return error_path(location, "").removeprefix(".") or "body"
 
 
 def install(app: FastAPI) -> None:
@@ -104,3 +121,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, on_invalid_body)
     app.add_exception_handler(RaysysError, on_raysys_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(BodyTooLarge, on_large_body)
+    app.add_exception_handler(ClientDisconnect, on_gone)
+    app.add_exception_handler(Exception, on_anything)

@@ -102,6 +102,8 @@ class Service:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise InvalidInput("invalid", f"{field_path(first['loc'])}: {first['msg']}") from error
+        except orjson.JSONEncodeError as error:  # a whole number of more than 64 bits, a lone surrogate
+            raise InvalidInput("invalid", f"event: {error}") from error
         timestamp_s = body.timestamp_s(now_s)
         if timestamp_s > now_s + self.settings.profile.clock_error_s:
             raise InvalidInput(

@@ -1,0 +1,104 @@
+"""The parts of the benchmarks that decide what a figure means: ratios, percentiles, the load generator's parsing."""
+
+import asyncio
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import http_load
+from figures import Spread, ratios
+from http_load import Load, complaint, parse, percentile, requests
+
+WORDS = ["river", "stone", "light", "forest", "engine", "letter"]
+
+
+def text_load(seed: str) -> Load:
+    return Load(port=1, path="/search", asks="text", clients=1, seconds=1.0, ramp_s=0.0, seed=seed)
+
+
+def test_a_ratio_is_taken_within_a_round() -> None:
+    # The second round ran at half speed on both sides: the ratio does not see it.
+    assert ratios([40.0, 20.0, 44.0], [10.0, 5.0, 10.0]) == Spread(4.0, 4.0, 4.4)
+
+
+def test_rounds_that_were_not_all_run_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        ratios([1.0, 2.0], [1.0])
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert percentile(values, 0.50) == 50.0
+    assert percentile(values, 0.99) == 99.0
+    assert percentile(values, 1.0) == 100.0
+    assert percentile([7.0], 0.5) == 7.0
+    assert percentile([], 0.5) == math.inf
+
+
+def test_an_answer_is_parsed_once_it_is_whole() -> None:
+    whole = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+    assert [parse(whole[:n]) for n in range(len(whole))] == [None] * len(whole)
+    assert parse(whole) == (200, b"hello")
+
+
+def test_an_answer_of_unknown_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="Content-Length"):
+        parse(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+
+
+def test_only_a_good_answer_counts() -> None:
+    assert complaint(200, b'{"degraded":[]}', b'"degraded":[]') is None
+    assert complaint(200, b'{"degraded":["encoder"]}', b'"degraded":[]') is not None
+    assert complaint(503, b'{"degraded":[]}', b'"degraded":[]') == "status 503"
+
+
+def test_both_sides_get_the_same_texts_in_a_round_and_others_in_the_next() -> None:
+    def first(seed: str, client: int) -> list[bytes]:
+        made = requests(text_load(seed), client, WORDS)
+        return [next(made) for _ in range(20)]
+
+    assert first("round-1", 0) == first("round-1", 0)
+    assert not set(first("round-1", 0)) & set(first("round-2", 0))
+    assert not set(first("round-1", 0)) & set(first("round-1", 1))
+
+
+async def test_a_measurement_counts_answers_and_errors() -> None:
+    """A server that answers every third request with 503."""
+    asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:"))
+            await reader.readexactly(length)
+            asked += 1
+            status = b"503 no" if asked % 3 == 0 else b"200 OK"
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    async def until_gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            writer.close()
+
+    server = await asyncio.start_server(until_gone, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        load = Load(port, "/search", "text", clients=2, seconds=0.3, ramp_s=0.0, seed="s")
+        measured = await http_load.measure(load, WORDS)
+    assert measured.requests > 10
+    assert measured.errors.keys() == {"status 503"}
+    assert measured.errors["status 503"] == pytest.approx(measured.requests / 2, abs=2)
+    assert 0 < measured.p50_ms <= measured.p99_ms <= measured.max_ms
+
+
+async def test_a_server_that_is_not_there_is_an_error_and_no_figure() -> None:
+    load = Load(1, "/search", "text", clients=1, seconds=0.1, ramp_s=0.0, seed="s")
+    measured = await http_load.measure(load, WORDS)
+    assert measured.requests == 0
+    assert measured.p50_ms == math.inf
+    assert measured.errors
