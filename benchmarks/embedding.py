@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from figures import Spread, machine, ratios
+from figures import Spread, busy_share, machine, ratios, warn_if_busy
 from processes import end_on_sigterm, run, script
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +42,7 @@ from raysys.types import Vectors
 FEW_TEXTS = 64
 SHARDS = 2
 CHANGED_SHARE = 0.01
+QUICK_TEXTS = 300
 
 console = Console(width=150, highlight=False)
 
@@ -197,11 +198,11 @@ def table(rows: Sequence[Row], title: str, caption: str) -> Table:
     return drawn
 
 
-def report(rounds: Sequence[Round], rows: Sequence[Row], parameters: dict[str, Any]) -> dict[str, Any]:
+def report(rounds: Sequence[Round], rows: Sequence[Row], parameters: dict[str, Any], busy: float) -> dict[str, Any]:
     """Everything as plain values."""
     return {
         "benchmark": "embedding",
-        "machine": machine(),
+        "machine": machine(busy),
         "parameters": parameters,
         "min_cosine": min(one.min_cosine for one in rounds),
         "rows": [asdict(row) for row in rows],
@@ -218,30 +219,40 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measured(n_rounds: int, n: int | None) -> tuple[list[str], list[Round]]:
+    """The texts, and every round over them. Leaves no file behind."""
+    with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
+        items = film_texts(Path(folder)) if n is None else made_up_texts(n)
+        rounds = []
+        for number in range(n_rounds):
+            console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
+            with tempfile.TemporaryDirectory(dir=folder) as fresh:
+                rounds.append(one_round(items, Path(fresh)))
+    return items, rounds
+
+
 def main() -> int:
     given = arguments()
     end_on_sigterm()
-    n_rounds, n = (1, 300) if given.quick else (given.rounds, given.n)
-    rounds = []
+    n_rounds, n = (1, QUICK_TEXTS) if given.quick else (given.rounds, given.n)
+    if n is not None and n <= FEW_TEXTS:
+        sys.exit(f"error: --n must be above {FEW_TEXTS}, the size of the run that start-up is told from; given: {n}")
+    busy = busy_share()
+    warn_if_busy(busy)
     try:
-        with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
-            items = film_texts(Path(folder)) if n is None else made_up_texts(n)
-            for number in range(n_rounds):
-                console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
-                with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                    rounds.append(one_round(items, Path(fresh)))
+        items, rounds = measured(n_rounds, n)
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows = figures(rounds, len(items))
+    words = sum(len(item.split()) for item in items) / len(items)
     cosine = min(one.min_cosine for one in rounds)
-    words = sum(map(len, map(str.split, items))) / len(items)
-    title = f"{len(items):,} {'films' if n is None else 'random texts'} of {words:.1f} words, {n_rounds} rounds"
+    title = f"{len(items):,} {'films' if n is None else 'random texts'} of {words:.1f} words, {n_rounds} round(s)"
     caption = f"median (smallest-largest) of the rounds; smallest cosine between the two sides' vectors: {cosine:.5f}"
     console.print(table(rows, title, caption))
     if given.json is not None:
         parameters = {"texts": len(items), "films": n is None, "mean_words": round(words, 2), "rounds": n_rounds}
-        given.json.write_text(json.dumps(report(rounds, rows, parameters), indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(report(rounds, rows, parameters, busy), indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ PACKAGES = (
     "uvicorn",
     "numpy",
 )
+MAX_BUSY = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,44 @@ class Spread:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
+def warn_if_busy(share: float) -> None:
+    """Say so on standard error when the figures cannot be trusted."""
+    if share > MAX_BUSY:
+        print(
+            f"warning: something else uses {share:.0%} of this machine's CPU time: "
+            "do not write down any figure of this run",
+            file=sys.stderr,
+        )
+
+
 def ratios(over: Iterable[float], under: Iterable[float]) -> Spread:
     """The ratio of two figures in each round: what one round's noise does to both sides cancels."""
     return Spread.of([a / b for a, b in zip(over, under, strict=True)])
 
 
-def machine() -> dict[str, Any]:
-    """Cores, processor and versions."""
+def busy_share(seconds: float = 2.0) -> float:
+    """The share of all CPU time that something else uses now, 0 to 1. Ask before anything of ours is started.
+
+    A ratio does not survive a busy machine: a model on all cores loses far more to a neighbour than one on a few.
+    """
+    before = _cpu_ticks()
+    time.sleep(seconds)
+    busy, total = (after - start for after, start in zip(_cpu_ticks(), before, strict=True))
+    return round(busy / max(total, 1), 3)
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """(busy, all) ticks of all cores since the machine started."""
+    user, nice, system, idle, iowait, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    total = user + nice + system + idle + iowait + sum(others)
+    return total - idle - iowait, total
+
+
+def machine(busy_before: float) -> dict[str, Any]:
+    """Cores, processor, versions, and how busy the machine was before the benchmark began."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "busy_before": busy_before,
         "cores": len(os.sched_getaffinity(0)),
         "processor": processor(),
         "system": platform.platform(),

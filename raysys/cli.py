@@ -25,7 +25,7 @@ from raysys.doctor import examine
 from raysys.errors import ConfigError, RaysysError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 DATA_SUFFIXES = {".csv", ".parquet", ".jsonl"}
 
 
@@ -212,7 +212,7 @@ def main() -> None:
     try:
         app()
     except RaysysError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         sys.exit(1)
 
 

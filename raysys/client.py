@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, Unavailable
 
 
 class ApiError(RaysysError):
@@ -21,7 +21,7 @@ class ApiError(RaysysError):
 
 
 class Client:
-    """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError."""
+    """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError, Unavailable."""
 
     def __init__(self, url: str, timeout_s: float = 10.0) -> None:
         self.url = url
@@ -54,15 +54,18 @@ class Client:
         return self.post("/v1/items:get", {"item_ids": list(item_ids)})
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Any route by its path. Raises ApiError, and httpx.HTTPError when nothing answers."""
-        return self._content(self._http.post(path, json=body))
+        """Any route by its path. Raises ApiError, and Unavailable when nothing answers."""
+        return self._content("POST", path, body)
 
     def get(self, path: str) -> dict[str, Any]:
         """Any route that answers JSON, such as ``/readyz``. Raises ApiError."""
-        return self._content(self._http.get(path))
+        return self._content("GET", path, None)
 
-    @staticmethod
-    def _content(answer: httpx.Response) -> dict[str, Any]:
+    def _content(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise Unavailable(f"nothing answers at {self.url} ({error}); start it with `raysys serve`") from error
         content: dict[str, Any] = answer.json()
         if answer.is_error:
             raise ApiError(answer.status_code, content)

@@ -4,11 +4,13 @@
 Unknown keys are refused: a misspelt setting must never pass in silence.
 """
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from raysys.errors import ConfigError
 
@@ -226,7 +228,16 @@ def parse(kind: type[S], raw: Any, source: str) -> S:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = (
-            f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']} (given: {e['input']!r})" for e in error.errors()
-        )
-        raise ConfigError(f"{source} is not valid:\n" + "\n".join(lines)) from error
+        lines = "\n".join(f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {_explain(e)}" for e in error.errors())
+        raise ConfigError(f"{source} is not valid:\n{lines}") from error
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One wrong key or value, with the way out where there is one."""
+    if error["type"] == "missing":
+        return "is required"
+    if error["type"] == "extra_forbidden":
+        known = {name for kind in Settings.__subclasses__() for name in kind.model_fields}
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return "there is no such setting" + (f"; did you mean {close[0]!r}?" if close else "")
+    return f"{error['msg']} (given: {error['input']!r})"

@@ -37,7 +37,7 @@ HOBBIES = ["电影", "旅游", "运动", "美食", "音乐"]
 SENTENCE = "我喜欢看电影和旅游"
 TIMED_REQUESTS = 100
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ whether a missing score means "low" or "not looked at".
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from raysys.types import POPULAR, PROFILE, QUERY, SOURCES, TRANSITION, Candidate
 
 Rows = NDArray[np.integer]
 Mask = NDArray[np.bool_]
+# (filter, id of what is available) -> (what is available, what is allowed); holding the first keeps its id its own
+_Masks = dict[tuple[Any, int], tuple[Mask | None, Mask | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class Shard:
         self.number = number
         self.files = files
         self.n_items = len(files.keys)
+        self._held_period: tuple[int, Mask] | None = None
 
     def warm_up(self) -> None:
         """Open every file, so that the first request does not pay for it."""
@@ -46,39 +50,43 @@ class Shard:
 
     def recall(self, queries: Sequence[RecallQuery]) -> list[Candidates]:
         """The candidates of each query. Raises InvalidInput for a filter that the catalogue cannot answer."""
-        scopes = [self._scope(query) for query in queries]
+        masks: _Masks = {}
+        scopes = [self._scope(query, masks) for query in queries]
         nearest = self._nearest(queries, scopes)
         return [self._collect(*work) for work in zip(queries, scopes, nearest, strict=True)]
 
-    def _scope(self, query: RecallQuery) -> _Scope:
+    def _scope(self, query: RecallQuery, masks: _Masks) -> _Scope:
+        """``masks`` holds those of this batch: equal ones are one object, which is what searches are grouped by."""
         rows = rows_of(self.files.keys, query.exclude_keys)
-        allowed = self._available(query.now_s)
-        if query.filter is not None:
-            kept = self.files.attributes.mask(query.filter)
-            allowed = kept if allowed is None else kept & allowed
-        return _Scope(allowed, rows[rows >= 0])
+        available = self._available(query.now_s)
+        key = (query.filter, id(available))
+        if key not in masks:
+            masks[key] = (available, self._allowed(query, available))
+        return _Scope(masks[key][1], rows[rows >= 0])
+
+    def _allowed(self, query: RecallQuery, available: Mask | None) -> Mask | None:
+        if query.filter is None:
+            return available
+        kept = self.files.attributes.mask(query.filter)
+        return kept if available is None else kept & available
 
     def _nearest(self, queries: Sequence[RecallQuery], scopes: Sequence[_Scope]) -> list[dict[int, tuple[Rows, bool]]]:
-        """Rows near the query and profile vectors of each request, by source. Unfiltered searches share one call."""
+        """Rows near the query and profile vectors of each request, by source. Searches with one mask are one call."""
         found: list[dict[int, tuple[Rows, bool]]] = [{} for _ in queries]
-        shared: list[tuple[int, int, Vectors]] = []
+        groups: dict[int, list[tuple[int, int, Vectors]]] = {}
         for i, (query, scope) in enumerate(zip(queries, scopes, strict=True)):
             for source, vector in ((QUERY, query.query), (PROFILE, query.profile)):
-                if vector is None or query.only is not None:
-                    continue
-                if scope.allowed is None:
-                    shared.append((i, source, vector))
-                else:
-                    found[i][source] = self._search(vector[None], query.k, [scope])[0]
-        if shared:
-            k = max(queries[i].k for i, _, _ in shared)
-            answers = self._search(np.stack([v for _, _, v in shared]), k, [scopes[i] for i, _, _ in shared])
-            for (i, source, _), (rows, exact) in zip(shared, answers, strict=True):
+                if vector is not None and query.only is None:
+                    groups.setdefault(id(scope.allowed), []).append((i, source, vector))
+        for group in groups.values():
+            k = max(queries[i].k for i, _, _ in group)
+            answers = self._search(np.stack([v for _, _, v in group]), k, [scopes[i] for i, _, _ in group])
+            for (i, source, _), (rows, exact) in zip(group, answers, strict=True):
                 found[i][source] = (rows[: queries[i].k], exact)
         return found
 
     def _search(self, vectors: Vectors, k: int, scopes: Sequence[_Scope]) -> list[tuple[Rows, bool]]:
-        """The k nearest visible rows of each vector. Excluded rows are few: fetch that many more, then drop them."""
+        """The k nearest visible rows of each vector; all scopes share one mask. Excluded rows are few: fetch more."""
         extra = max(len(scope.excluded) for scope in scopes)
         result = self.files.index.search(np.ascontiguousarray(vectors), k + extra, scopes[0].allowed)
         return [(rows[scope.keep(rows)][:k], result.exact) for rows, scope in zip(result.rows, scopes, strict=True)]
@@ -162,11 +170,24 @@ class Shard:
         return _epoch_s(columns[0], -np.inf), _epoch_s(columns[1], np.inf)
 
     def _available(self, now_s: float) -> Mask | None:
+        """What may be shown at this time. The same object for as long as no window opens or closes."""
         if self._window_s is None:
             return self._always
         begin, end = self._window_s
-        within = (begin <= now_s) & (now_s < end)
-        return within if self._always is None else within & self._always
+        period = int(np.searchsorted(self._turns_s, now_s, side="right"))
+        held = self._held_period
+        if held is None or held[0] != period:
+            within = (begin <= now_s) & (now_s < end)
+            held = (period, within if self._always is None else within & self._always)
+            self._held_period = held
+        return held[1]
+
+    @cached_property
+    def _turns_s(self) -> NDArray[np.float64]:
+        """The times at which a window opens or closes, sorted."""
+        assert self._window_s is not None  # noqa: S101  # asked for only then
+        turns: NDArray[np.float64] = np.unique(np.concatenate(self._window_s))
+        return turns
 
 
 def _epoch_s(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:

@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
-
-import structlog
 
 from raysys.index.store import SnapshotStore
 
 POLL_S = 1.0
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -48,7 +47,7 @@ class Follower:
         except Exception as error:  # whatever it is, the old snapshot serves on and the polling must not end
             refused = f"{type(error).__name__}: {error}"
             if self.refused != refused:
-                log.warning("snapshot refused, the old one stays in use", wanted=self.wanted, error=refused)
+                log.warning("snapshot %s refused, the old one stays in use: %s", self.wanted, refused)
             self.refused = refused
 
     async def _step(self) -> None:

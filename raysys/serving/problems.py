@@ -1,11 +1,11 @@
 """From exceptions to problem+json (RFC 9457): the one place that knows the HTTP status of an error."""
 
+import logging
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
-import structlog
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -33,7 +33,7 @@ STATUS: list[tuple[type[Exception], int, str]] = [
 
 CLIENT_CLOSED_REQUEST = 499  # as in nginx; only metrics see it
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 
 class BodyTooLarge(Exception):
@@ -107,7 +107,7 @@ def on_gone(request: Request, error: Exception) -> Response:
 
 def on_anything(request: Request, error: Exception) -> Response:
     """A bug of ours: logged with its trace, told without it."""
-    log.error("unexpected error", request_id=request.scope.get("raysys.request_id"), exc_info=error)
+    log.error("unexpected error in request %s", request.scope.get("raysys.request_id"), exc_info=error)
     return problem(request, 500, "internal", "something went wrong here; the log has the details under this request_id")
 
 

@@ -38,23 +38,37 @@ async def call(tier: str, send: Callable[[], Awaitable[A]], deadline_s: float) -
         raise Unavailable(f"{tier} failed: {type(error).__name__}") from error
 
 
-def _coalescer(
-    tier: str, send: Callable[[Any], Awaitable[Sequence[Any]]], settings: TierSettings, deadline_s: float
-) -> Coalescer[Any, Any]:
-    async def send_batch(batch: list[Any]) -> Sequence[Any]:
-        return await call(tier, lambda: send(batch), deadline_s)
+class Tier:
+    """Questions to one deployment, gathered into calls. Each is answered within the deadline, waiting included."""
 
-    return Coalescer(send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests)
+    def __init__(
+        self, name: str, send: Callable[[Any], Awaitable[Sequence[Any]]], settings: TierSettings, deadline_s: float
+    ) -> None:
+        async def send_batch(batch: list[Any]) -> Sequence[Any]:
+            return await call(name, lambda: send(batch), deadline_s)
+
+        self._name, self._deadline_s = name, deadline_s
+        self._coalescer: Coalescer[Any, Any] = Coalescer(
+            send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests
+        )
+
+    async def ask(self, question: Any) -> Any:
+        """Raises Unavailable, Overloaded, or what the tier answered this question with."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._coalescer.ask(question)
+        except TimeoutError as error:
+            raise Unavailable(f"{self._name} did not answer within {self._deadline_s:g} s") from error
 
 
 class RemoteEncoder:
     """The encoder tier."""
 
     def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
-        self._coalescer = _coalescer("encoder", handle.encode.remote, settings, deadline_s)
+        self._tier = Tier("encoder", handle.encode.remote, settings, deadline_s)
 
     async def encode(self, text: str) -> Vectors:
-        vector: Vectors = await self._coalescer.ask(text)
+        vector: Vectors = await self._tier.ask(text)
         return vector
 
 
@@ -62,10 +76,10 @@ class RemoteRanker:
     """The ranker tier."""
 
     def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
-        self._coalescer = _coalescer("ranker", handle.score.remote, settings, deadline_s)
+        self._tier = Tier("ranker", handle.score.remote, settings, deadline_s)
 
     async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        ranked: NDArray[np.float32] = await self._coalescer.ask(scores)
+        ranked: NDArray[np.float32] = await self._tier.ask(scores)
         return ranked
 
 
@@ -76,15 +90,15 @@ class RemoteRecall:
         self._handles = handles
         self._deadline_s = deadline_s
         self._names = [f"shard-{number:02d}" for number in range(len(handles))]
-        self._coalescers = [
-            _coalescer(name, handle.recall.remote, settings, deadline_s)
+        self._tiers = [
+            Tier(name, handle.recall.remote, settings, deadline_s)
             for name, handle in zip(self._names, handles, strict=True)
         ]
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         """Raises InvalidInput when the query itself is wrong, Overloaded when no shard has room for it."""
         answers = await asyncio.gather(
-            *(coalescer.ask((snapshot_id, query)) for coalescer in self._coalescers), return_exceptions=True
+            *(tier.ask((snapshot_id, query)) for tier in self._tiers), return_exceptions=True
         )
         found = [answer for answer in answers if isinstance(answer, Candidates)]
         failures = [answer for answer in answers if isinstance(answer, BaseException)]

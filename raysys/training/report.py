@@ -7,6 +7,8 @@ from typing import Any
 
 from raysys.clock import Clock
 
+MIN_TEXTS_FOR_SPEED = 1_000  # with fewer, a speed would only tell of the start-up
+
 
 class Report:
     """Counts and seconds, gathered while the build runs."""
@@ -40,7 +42,7 @@ class Report:
             "rejected": dict(self.rejected),
             "stages_s": self.stages_s,
             "total_s": round(self._clock.monotonic_s() - self._start_s, 3),
-            "texts_per_s": round(texts / encode_s, 1) if texts and encode_s > 0 else None,
+            "texts_per_s": round(texts / encode_s, 1) if texts >= MIN_TEXTS_FOR_SPEED and encode_s > 0 else None,
         }
 
 

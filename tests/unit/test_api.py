@@ -488,12 +488,21 @@ async def test_before_a_snapshot_is_loaded_one_is_told_to_try_again(client: http
     ],
 )
 async def test_what_goes_wrong_inside(
-    reader: httpx.AsyncClient, app_and_service, monkeypatch: pytest.MonkeyPatch, error, status: int, code: str
+    reader: httpx.AsyncClient,
+    app_and_service: tuple[ASGIApp, Service],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    status: int,
+    code: str,
 ) -> None:
     monkeypatch.setattr(app_and_service[1].recommender, "search", raising(error))
-    response = await post(reader, "/v1/search", {"query": "x"})
+    response = await post(reader, "/v1/search", {"query": "private words"})
     body = assert_problem(response, status, code)
     assert "secret" not in response.text
+    logged = caplog.text
+    assert ("secret" in logged) == (status == 500)
+    assert "private words" not in logged  # a log with local variables would tell what people asked
     if status == 429:
         assert response.headers["retry-after"] == "3"
         assert body["detail"] == "full"

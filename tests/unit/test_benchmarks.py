@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import http_load
+from contests import Contest, Plan, Side, take_turns
 from figures import Spread, ratios
 from http_load import Load, complaint, parse, percentile, requests
+from processes import child, pss_kib
 
 WORDS = ["river", "stone", "light", "forest", "engine", "letter"]
 
@@ -102,3 +105,49 @@ async def test_a_server_that_is_not_there_is_an_error_and_no_figure() -> None:
     assert measured.requests == 0
     assert measured.p50_ms == math.inf
     assert measured.errors
+
+
+class ReplayedLoad:
+    """Stands in for the load generator: each port answers with its own speed, and every call is noted."""
+
+    def __init__(self, speeds: dict[int, float]) -> None:
+        self.speeds, self.asked = speeds, list[Load]()
+
+    def measure(self, load: Load) -> http_load.Measured:
+        self.asked.append(load)
+        speed = self.speeds[load.port]
+        return http_load.Measured(int(speed), speed, 1e3 / max(speed, 1), 2e3 / max(speed, 1), 9.0, 0.1)
+
+
+PLAN = Plan(rounds=3, seconds=1.0, ramp_s=0.0, clients=(1,))
+CONTEST = Contest(
+    "text", (Side("peer", 1, "/search", "text"), Side("ours", 2, "/v1", "text")), 1, "requests_per_s", ">= 4"
+)
+
+
+def test_sides_take_turns_over_the_same_requests() -> None:
+    load = ReplayedLoad({1: 50.0, 2: 200.0})
+    outcome = take_turns(CONTEST, PLAN, load, ())
+    assert [one.port for one in load.asked] == [1, 2] * 4  # a round to warm up, then three
+    seeds = [one.seed for one in load.asked]
+    assert seeds[0::2] == seeds[1::2]
+    assert len(set(seeds)) == 4
+    row = outcome.as_dict()
+    assert row["sides"]["peer"]["last_over_this"] == {"median": 4.0, "min": 4.0, "max": 4.0}
+    assert row["sides"]["peer"]["last_over_this_p99"]["median"] == 0.25
+    assert row["sides"]["ours"]["last_over_this"] is None
+    assert row["sides"]["ours"]["requests"] == 600
+
+
+def test_a_side_that_never_answers_ends_the_run() -> None:
+    with pytest.raises(RuntimeError, match="ours gave no good answer"):
+        take_turns(CONTEST, PLAN, ReplayedLoad({1: 50.0, 2: 0.0}), ())
+
+
+def test_a_child_and_what_it_started_are_gone_afterwards() -> None:
+    with child(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        grandchild = int(process.stdout.readline())
+        process.stdout.close()
+    assert process.returncode is not None
+    assert pss_kib(grandchild) == 0

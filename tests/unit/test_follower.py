@@ -53,7 +53,7 @@ async def test_the_first_snapshot_is_taken_before_follow_returns(store: Snapshot
 
 
 async def test_nothing_published_is_said_at_once(following) -> None:
-    made, taker = following
+    made, _ = following
     with pytest.raises(SnapshotError, match="raysys build"):
         await made.follow("current")
     assert made.taken is None
@@ -83,7 +83,9 @@ async def test_a_moved_pointer_is_followed_and_an_unmoved_one_left_alone(store: 
     assert taker.taken == ["one", "two", "one"]
 
 
-@pytest.mark.parametrize("error", [SnapshotError("damaged"), OSError("disk gone"), RuntimeError("a bug"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [SnapshotError("damaged"), OSError("disk gone"), RuntimeError("a bug"), MemoryError()]
+)
 async def test_a_bad_snapshot_leaves_the_old_one_in_use_and_says_why(store: SnapshotStore, following, error) -> None:
     made, taker = following
     point_to(store, "one")

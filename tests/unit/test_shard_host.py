@@ -118,7 +118,9 @@ async def test_another_number_of_shards_is_refused(shop: Shop, snapshots: list[s
     assert held(three) == []
 
 
-@pytest.mark.parametrize("name", ["keys.npy", "vectors.npy", "items.arrow", "index.faiss", "popularity.npy", "transition/rows.npy"])
+@pytest.mark.parametrize(
+    "name", ["keys.npy", "vectors.npy", "items.arrow", "index.faiss", "popularity.npy", "transition/rows.npy"]
+)
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
 async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
     store: SnapshotStore, snapshots: list[str], tmp_path: Path, name: str, damage: str
@@ -127,7 +129,9 @@ async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
         shutil.copytree(store.folder(snapshot_id), tmp_path / "snapshots" / snapshot_id)
     path = tmp_path / "snapshots" / snapshots[1] / "shard-00001" / name
     content = path.read_bytes()
-    path.unlink() if damage == "missing" else path.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    path.unlink() if damage == "missing" else path.write_bytes(
+        b"" if damage == "empty" else content[: len(content) // 2]
+    )
     host = ShardHost(1, 2, SnapshotStore(tmp_path), threads=1)
     await host.prepare(snapshots[0])
     with pytest.raises(SnapshotError, match=Path(name).name):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import DAY_S, DIM, EXPIRED, FUTURE, HIDDEN, K, N_ITEMS, NOW_S, ODD, SILENT, Shop
+from support import DAY_S, DIM, EXPIRED, FUTURE, HIDDEN, N_ITEMS, NOW_S, ODD, SILENT, K, Shop
 
 from raysys.encoder.hashing import HashEncoder
 from raysys.errors import InvalidInput, UnknownField
@@ -32,13 +32,17 @@ class Oracle:
         rows = files.transition
         for i, source in enumerate(rows.sources):
             weights = np.zeros(len(self.keys))
-            weights[rows.rows[rows.offsets[i] : rows.offsets[i + 1]]] = rows.weights[rows.offsets[i] : rows.offsets[i + 1]]
+            weights[rows.rows[rows.offsets[i] : rows.offsets[i + 1]]] = rows.weights[
+                rows.offsets[i] : rows.offsets[i + 1]
+            ]
             self.weights[int(source)] = weights
 
     def visible(self, query: RecallQuery, keeps) -> np.ndarray:
         def may_be_seen(item) -> bool:
             begin, end = item["available_from"], item["available_until"]
-            within = (begin is None or begin.timestamp() <= query.now_s) and (end is None or query.now_s < end.timestamp())
+            within = (begin is None or begin.timestamp() <= query.now_s) and (
+                end is None or query.now_s < end.timestamp()
+            )
             return within and not item["hidden"] and keeps(item)
 
         allowed = np.array([may_be_seen(item) for item in self.items])

@@ -119,7 +119,9 @@ def test_a_manifest_that_names_a_file_outside_is_refused(store: SnapshotStore, f
         store.publish(folder.name)
 
 
-@pytest.mark.parametrize("snapshot_id", ["", ".", "..", "../x", "a/b", "/etc", "a\\b", "a\0b", "a b", "~", "a\nb", "current/.."])
+@pytest.mark.parametrize(
+    "snapshot_id", ["", ".", "..", "../x", "a/b", "/etc", "a\\b", "a\0b", "a b", "~", "a\nb", "current/.."]
+)
 def test_ids_that_could_leave_the_root_are_refused(store: SnapshotStore, snapshot_id: str) -> None:
     for use in (store.folder, store.manifest, store.publish):
         with pytest.raises(SnapshotError, match="not a snapshot id"):

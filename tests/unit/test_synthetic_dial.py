@@ -28,7 +28,10 @@ async def from_profiles(shop: Shop) -> float:
 
 async def from_text_alone(shop: Shop) -> float:
     """What people liked, asked as a query: behaviour has no part in it."""
-    path, title = recommender(shop.snapshot(2)), dict(zip(*shop.items.select(["item_id", "title"]).to_pydict().values(), strict=True))
+    path, title = (
+        recommender(shop.snapshot(2)),
+        dict(zip(*shop.items.select(["item_id", "title"]).to_pydict().values(), strict=True)),
+    )
     queries = [" ".join(title[i.item_id] for i in shop.profile(u).interactions[:3]) for u in range(N_USERS)]
     return await shares(shop, [await path.search(Request(limit=10, query=query)) for query in queries])
 

@@ -53,7 +53,6 @@ class _Build:
 
     def __init__(self, plan: BuildPlan, report: Report, say: Say, clock: Clock) -> None:
         self._plan, self._report, self._say, self._clock = plan, report, say, clock
-        self._plan_ref = ray.put(plan)
         _quiet()
 
     def run(self) -> Manifest:
@@ -78,7 +77,7 @@ class _Build:
         with self._report.stage("read and clean"):
             rows = [{"kind": kind, "number": number} for kind, number in kinds]
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-            for counts in _results(dataset.map_batches(_stage_one, fn_args=(self._plan_ref,), **_ONE_BY_ONE)):
+            for counts in _results(dataset.map_batches(_stage_one, fn_args=(self._plan,), **_ONE_BY_ONE)):
                 self._report.add({k: counts[k] for k in ("read", "kept")}, f"{counts['kind']}_")
                 self._report.rejected.update({r["reason"]: r["n"] for r in counts["rejected"]})
                 latest_s = max(latest_s, counts["latest_s"])
@@ -88,12 +87,12 @@ class _Build:
     def _count(self, latest_s: float) -> list[ray.ObjectRef]:
         """Start the counting of behaviour; it runs beside the encoding."""
         parts = range(self._plan.n_shards)
-        counted = [_count_part.remote(self._plan_ref, part, latest_s) for part in parts]
-        return [_weigh_part.remote(self._plan_ref, part, *counted) for part in parts]
+        counted = [_count_part.remote(self._plan, part, latest_s) for part in parts]
+        return [_weigh_part.remote(self._plan, part, *counted) for part in parts]
 
     def _settle(self, identity: EncoderIdentity) -> None:
         with self._report.stage("settle"):
-            settled = ray.get([_settle.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)])
+            settled = ray.get([_settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
         for counts in settled:
             self._report.add(counts)
 
@@ -107,7 +106,7 @@ class _Build:
             pool = dataset.map_batches(
                 _Encoder,
                 compute=ActorPoolStrategy(size=self._n_encoders(len(files))),
-                fn_constructor_args=(self._plan_ref,),
+                fn_constructor_args=(self._plan,),
                 num_cpus=1,
                 num_gpus=self._plan.settings.workers.gpus_per_encoder,
                 **_ONE_BY_ONE,
@@ -133,12 +132,12 @@ class _Build:
             done = self._report.counts["texts"]
             if now_s - said_s >= PROGRESS_EVERY_S or done == todo:
                 said_s = now_s
-                self._say(f"encoded {done:,} of {todo:,} texts, {done / (now_s - start_s):,.0f} a second")
+                self._say(f"encoded {done:,} of {todo:,} texts in {now_s - start_s:.0f} s, start-up included")
 
     def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
             finished: list[tuple[ShardRecord, Moments]] = ray.get(
-                [_finish.remote(self._plan_ref, n, identity) for n in range(self._plan.n_shards)]
+                [_finish.remote(self._plan, n, identity) for n in range(self._plan.n_shards)]
             )
         self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s, _ in finished))
         return finished
@@ -167,12 +166,11 @@ _COUNTS = pa.schema(
 )
 
 
-def _stage_one(batch: pa.Table, plan: ray.ObjectRef) -> pa.Table:
-    plan_value: BuildPlan = ray.get(plan)
+def _stage_one(batch: pa.Table, plan: BuildPlan) -> pa.Table:
     rows = []
     for kind, number in zip(batch["kind"].to_pylist(), batch["number"].to_pylist(), strict=True):
         stage = items.stage_items if kind == "items" else behaviour.stage_events
-        counts = {"latest_s": float("-inf"), **stage(plan_value, number)}
+        counts = {"latest_s": float("-inf"), **stage(plan, number)}
         rejected = [{"reason": reason, "n": n} for reason, n in counts.pop("rejected").items()]
         rows.append({"kind": kind, "rejected": rejected, **counts})
     return _table(rows)
@@ -181,8 +179,8 @@ def _stage_one(batch: pa.Table, plan: ray.ObjectRef) -> pa.Table:
 class _Encoder:
     """One worker of the pool: a model that stays loaded, and file after file of texts."""
 
-    def __init__(self, plan: ray.ObjectRef) -> None:
-        self._plan: BuildPlan = ray.get(plan)
+    def __init__(self, plan: BuildPlan) -> None:
+        self._plan = plan
         self._encoder = build_encoder(self._plan.settings.encoder, threads=1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -220,5 +218,5 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # what fails also raises
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
