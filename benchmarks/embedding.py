@@ -159,26 +159,27 @@ class Row:
 def figures(rounds: Sequence[Round], n: int) -> list[Row]:
     """The lines of the report. A ratio above 1 is good for speeds; of memory it says how much more we take."""
     peer, ours = [one.peer.wall_s for one in rounds], [one.ours.wall_s for one in rounds]
-    peer_few, ours_few = [one.peer_few.wall_s for one in rounds], [one.ours_few.wall_s for one in rounds]
-    peer_rest, ours_rest = _less(peer, peer_few), _less(ours, ours_few)
-    again, again_rest = [one.changed.wall_s for one in rounds], _less([one.changed.wall_s for one in rounds], ours_few)
+    again = [one.changed.wall_s for one in rounds]
     memory = [[one.peer.peak_mib for one in rounds], [one.ours.peak_mib for one in rounds]]
-    more = n - FEW_TEXTS
     return [
-        Row(f"start-up and {FEW_TEXTS} texts, s", Spread.of(peer_few), Spread.of(ours_few), None, "", 1),
         Row("end to end, texts/s", _speed(n, peer), _speed(n, ours), ratios(peer, ours), ">= 1.8", 0),
-        Row(
-            "without start-up, texts/s",
-            _speed(more, peer_rest),
-            _speed(more, ours_rest),
-            ratios(peer_rest, ours_rest),
-            ">= 1.8",
-            0,
-        ),
+        *without_start_up(rounds, n),
         Row("second run after 1 % changed, s", Spread.of(ours), Spread.of(again), ratios(ours, again), ">= 20", 1),
-        Row("the same without start-up, s", Spread.of(ours_rest), Spread.of(again_rest), None, "", 1),
         Row("peak memory, MiB", Spread.of(memory[0]), Spread.of(memory[1]), ratios(memory[1], memory[0]), "", 0),
     ]
+
+
+def without_start_up(rounds: Sequence[Round], n: int) -> list[Row]:
+    """Start-up, and the speed beyond it; that is left out where a run is too short to tell the two apart."""
+    peer_few, ours_few = [one.peer_few.wall_s for one in rounds], [one.ours_few.wall_s for one in rounds]
+    peer = _less([one.peer.wall_s for one in rounds], peer_few)
+    ours = _less([one.ours.wall_s for one in rounds], ours_few)
+    start_up = Row(f"start-up and {FEW_TEXTS} texts, s", Spread.of(peer_few), Spread.of(ours_few), None, "", 1)
+    if min(*peer, *ours) <= 0:
+        return [start_up]
+    more = n - FEW_TEXTS
+    speeds = _speed(more, peer), _speed(more, ours)
+    return [start_up, Row("without start-up, texts/s", *speeds, ratios(peer, ours), ">= 1.8", 0)]
 
 
 def _less(seconds: Sequence[float], few: Sequence[float]) -> list[float]:

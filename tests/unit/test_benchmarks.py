@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import http_load
 from contests import Contest, Plan, Side, take_turns
+from embedding import Round, Run, figures
 from figures import Spread, ratios
 from http_load import Load, complaint, parse, percentile, requests
 from processes import child, pss_kib
@@ -151,3 +152,22 @@ def test_a_child_and_what_it_started_are_gone_afterwards() -> None:
         process.stdout.close()
     assert process.returncode is not None
     assert pss_kib(grandchild) == 0
+
+
+def one_round(peer_s: float, ours_s: float) -> Round:
+    """Both start up in 10 s; the second run of ours takes 11 s."""
+    runs = [Run(seconds, 100.0, {}) for seconds in (10.0, 10.0, peer_s, ours_s, 11.0)]
+    return Round(*runs, min_cosine=1.0)
+
+
+def test_start_up_is_told_apart_from_speed() -> None:
+    rows = {row.name: row for row in figures([one_round(peer_s=110.0, ours_s=60.0)], n=1_064)}
+    speed = rows["without start-up, texts/s"]
+    assert (speed.left.median, speed.right.median) == (10.0, 20.0)
+    assert speed.ratio == Spread.of([2.0])
+    assert rows["end to end, texts/s"].ratio == Spread.of([110 / 60])
+
+
+def test_a_run_shorter_than_start_up_shows_no_speed() -> None:
+    rows = {row.name for row in figures([one_round(peer_s=110.0, ours_s=9.0)], n=1_064)}
+    assert "without start-up, texts/s" not in rows
