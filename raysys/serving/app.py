@@ -45,6 +45,7 @@ def options(tier: TierSettings) -> dict[str, Any]:
         },
         "max_ongoing_requests": tier.max_ongoing_requests,
         "max_queued_requests": tier.max_queued_requests,
+        "logging_config": {"enable_access_log": False},  # a line a call and tier would cost more than the call
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
         "ray_actor_options": actor_options(tier),

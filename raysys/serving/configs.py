@@ -11,6 +11,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import (
     DeploymentSchema,
     HTTPOptionsSchema,
+    LoggingConfig,
     RayActorOptionsSchema,
     ServeApplicationSchema,
     ServeDeploySchema,
@@ -77,6 +78,7 @@ def _unknown_keys(config: Mapping[str, Any]) -> Iterator[str]:
             inner = f"{path}{deployment.get('name')}."
             yield from _not_in(DeploymentSchema, deployment, inner)
             yield from _not_in(AutoscalingConfig, deployment.get("autoscaling_config", {}), inner)
+            yield from _not_in(LoggingConfig, deployment.get("logging_config", {}), inner)
             yield from _not_in(RayActorOptionsSchema, deployment.get("ray_actor_options", {}), inner)
 
 

@@ -90,6 +90,7 @@ def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "RAY_DEDUP_LOGS": "1",
     }
 

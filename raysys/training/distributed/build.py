@@ -27,6 +27,7 @@ from raysys.training.report import Report
 
 Say = Callable[[str], None]
 PROGRESS_EVERY_S = 2.0
+ENCODER_NICENESS = 10  # a build must not take the cores from replicas that serve on the same machine
 
 
 def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None) -> tuple[Manifest, dict[str, Any]]:
@@ -181,6 +182,7 @@ class _Encoder:
 
     def __init__(self, plan: BuildPlan) -> None:
         self._plan = plan
+        os.nice(ENCODER_NICENESS)
         self._encoder = build_encoder(self._plan.settings.encoder, threads=1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
