@@ -75,6 +75,11 @@ class SnapshotStore:
                 f"no snapshot is published under {self.root}: run `raysys build` with `index.root: {self.root}` first"
             ) from error
 
+    def is_published(self, snapshot_id: str) -> bool:
+        """Whether the pointer names this snapshot."""
+        pointer = self.root / POINTER
+        return pointer.exists() and self.current_id() == snapshot_id
+
     def resolve(self, snapshot_id: str) -> str:
         """``current`` becomes the published id; any other id stays."""
         return self.current_id() if snapshot_id == "current" else snapshot_id

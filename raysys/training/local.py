@@ -1,22 +1,19 @@
 """The same stages one after the other in this process, without Ray: for tests, evaluation, and small catalogues."""
 
-import shutil
-
 from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
 from raysys.index.manifest import Manifest
 from raysys.training import behaviour, finish, items
-from raysys.training.plan import make_plan
+from raysys.training.plan import planned
 from raysys.training.report import Report
 
 
 def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
     """Build and publish a snapshot. Raises ConfigError and CatalogError like the distributed job."""
     clock = SystemClock() if clock is None else clock
-    plan = make_plan(settings, clock.now_s())
     report = Report(clock)
-    try:
+    with planned(settings, clock.now_s()) as plan:
         for number in range(len(plan.inputs.items)):
             _count(report, "items_", items.stage_items(plan, number))
         event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
@@ -35,11 +32,6 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
             report.add(items.encode_file(plan, path, encoder))
         finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
         return finish.publish(plan, encoder.identity, finished, report.as_dict())
-    except BaseException:
-        shutil.rmtree(plan.snapshot, ignore_errors=True)
-        raise
-    finally:
-        shutil.rmtree(plan.staging, ignore_errors=True)
 
 
 def _count(report: Report, prefix: str, counts: dict[str, object]) -> None:

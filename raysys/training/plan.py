@@ -1,5 +1,8 @@
 """What one build will do, settled in seconds and before any model loads: inputs found, columns matched, paths fixed."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +71,24 @@ def find_inputs(settings: BuildSettings) -> Inputs:
     event_splits = readers.discover(settings.events.path, settings.events.format)
     event_columns = events.resolve_event_columns(settings.events, readers.columns_of(event_splits[0]))
     return Inputs(items, item_columns, attributes, event_splits, event_columns)
+
+
+@contextmanager
+def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
+    """The plan of one build, and an end without litter: whatever happens, nothing is left but what was published.
+
+    Raises what ``find_inputs`` raises.
+    """
+    plan = make_plan(settings, now_s)
+    try:
+        yield plan
+    except BaseException:
+        # Once the pointer has moved, the snapshot may be served already: it must outlive a Ctrl-C that comes late.
+        if not SnapshotStore(settings.index.root).is_published(plan.snapshot_id):
+            shutil.rmtree(plan.snapshot, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(plan.staging, ignore_errors=True)
 
 
 def make_plan(settings: BuildSettings, now_s: float) -> BuildPlan:

@@ -274,6 +274,23 @@ def test_a_failed_build_leaves_the_published_one_alone(tmp_path: Path) -> None:
     assert store.list() == [first.snapshot_id]
 
 
+def test_an_interruption_after_publishing_keeps_the_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pointer has moved, so the snapshot may be served: a Ctrl-C that comes late must not remove its files."""
+    publish = SnapshotStore.publish
+
+    def publish_then_interrupt(store: SnapshotStore, snapshot_id: str) -> None:
+        publish(store, snapshot_id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SnapshotStore, "publish", publish_then_interrupt)
+    write(tmp_path / "items.jsonl", ROWS)
+    with pytest.raises(KeyboardInterrupt):
+        build(settings_of(tmp_path))
+    store = SnapshotStore(tmp_path / "index")
+    verify_files(store.folder(store.current_id()), store.manifest(store.current_id()))
+    assert not list((tmp_path / "index" / "staging").iterdir())
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"columns": {"title": "nmae"}}, "nmae"),
     ({"columns": {"item_id": "id"}}, "id"),

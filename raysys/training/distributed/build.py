@@ -6,7 +6,6 @@ Ray. Data moves through files that every node sees, so what Ray carries is small
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
 from raysys.training import behaviour, finish, items
-from raysys.training.plan import BuildPlan, make_plan
+from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 
 Say = Callable[[str], None]
@@ -37,15 +36,9 @@ def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None)
     nothing half-built is ever published, and the next run finds the texts that were encoded.
     """
     clock = SystemClock() if clock is None else clock
-    plan = make_plan(settings, clock.now_s())
     report = Report(clock)
-    try:
+    with planned(settings, clock.now_s()) as plan:
         manifest = _Build(plan, report, say, clock).run()
-    except BaseException:
-        shutil.rmtree(plan.snapshot, ignore_errors=True)
-        raise
-    finally:
-        shutil.rmtree(plan.staging, ignore_errors=True)
     return manifest, report.as_dict()
 
 
