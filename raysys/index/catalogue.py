@@ -61,7 +61,7 @@ class Catalogue:
         keys = item_keys(item_ids)
         shard = (keys % np.uint64(len(self.shards))).astype(np.int64)
         row = np.full(len(keys), -1, dtype=np.int64)
-        for number in np.unique(shard):
+        for number in np.flatnonzero(np.bincount(shard, minlength=1)):
             mine = shard == number
             row[mine] = rows_of(self.shards[number].keys, keys[mine])
         return Found(keys, shard, row)

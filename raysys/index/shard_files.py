@@ -35,7 +35,7 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
 def open_array(path: Path) -> NDArray[Any]:
     """Memory-map one array read-only. Raises SnapshotError when it is missing or damaged."""
     try:
-        return _mapped(path)
+        return np.asarray(_mapped(path))  # a plain view: np.memmap is slow to index
     except (OSError, ValueError, EOFError) as error:
         raise SnapshotError(f"{path} cannot be opened: {error}; build the snapshot again") from error
 

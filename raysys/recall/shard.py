@@ -4,7 +4,7 @@ Every candidate is scored by every source, whichever source put it forward, so t
 whether a missing score means "low" or "not looked at".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,13 +25,13 @@ _Masks = dict[tuple[Any, int], tuple[Mask | None, Mask | None]]
 
 @dataclass(frozen=True, eq=False)
 class _Scope:
-    """What one request may see of the shard: ``allowed`` [n] bool (None = all), less the ``excluded`` rows."""
+    """What one request may see of the shard: ``allowed`` [n] bool (None = all), less the ``excluded`` rows, sorted."""
 
     allowed: Mask | None
     excluded: Rows
 
     def keep(self, rows: Rows) -> Mask:
-        kept = ~np.isin(rows, self.excluded)
+        kept = rows_of(self.excluded, rows) < 0  # type: ignore[arg-type]  # any sorted integers will do
         return kept if self.allowed is None else kept & self.allowed[rows]
 
 
@@ -62,7 +62,7 @@ class Shard:
         key = (query.filter, id(available))
         if key not in masks:
             masks[key] = (available, self._allowed(query, available))
-        return _Scope(masks[key][1], rows[rows >= 0])
+        return _Scope(masks[key][1], np.sort(rows[rows >= 0]))
 
     def _allowed(self, query: RecallQuery, available: Mask | None) -> Mask | None:
         if query.filter is None:
@@ -97,10 +97,10 @@ class Shard:
             return self._only(query, scope, transition_rows, transition_scores)
         found = {source: rows for source, (rows, _) in nearest.items()}
         found[TRANSITION] = _top(transition_rows, transition_scores, scope, query.k)
-        rows = np.unique(np.concatenate(list(found.values())))
+        rows = _union(found.values())
         if len(rows) < query.k:  # popularity fills what the others leave open
             found[POPULAR] = self._popular(scope, query.k)
-            rows = np.unique(np.concatenate([rows, found[POPULAR]]))
+            rows = _union([rows, found[POPULAR]])
         scores = self._scores(query, rows, transition_rows, transition_scores)
         return self._candidates(rows, scores, _found_by(rows, found), all(exact for _, exact in nearest.values()))
 
@@ -200,9 +200,18 @@ def _top(rows: Rows, scores: NDArray[np.float32], scope: _Scope, k: int) -> Rows
     """The k visible rows of highest score, ties by key: row order is key order."""
     visible = scope.keep(rows)
     rows, scores = rows[visible], scores[visible]
+    if len(scores) > k:  # only what can be among the k best is sorted, ties of the last of them included
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows, scores = rows[scores >= least], scores[scores >= least]
     order = np.argsort(-scores, kind="stable")[:k]
     top: Rows = rows[order].astype(np.int64)
     return top
+
+
+def _union(parts: Iterable[Rows]) -> Rows:
+    """All rows of the parts, ascending, each once: ``np.unique`` at a quarter of its time for a few hundred."""
+    rows = np.sort(np.concatenate(list(parts)))
+    return rows[np.append(True, rows[1:] != rows[:-1])] if len(rows) else rows
 
 
 def _found_by(rows: Rows, found: dict[int, Rows]) -> NDArray[np.uint8]:

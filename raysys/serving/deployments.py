@@ -20,7 +20,7 @@ from raysys.recommender import Recommender
 from raysys.serving.api import create_app
 from raysys.serving.follower import Follower
 from raysys.serving.service import Service
-from raysys.serving.shard_host import ShardHost
+from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.serving.tiers import RemoteEncoder, RemoteRanker, RemoteRecall, call
 from raysys.types import Candidates, RecallQuery, Vectors
 
@@ -50,7 +50,7 @@ class ShardReplica:
 
     def __init__(self, number: int, n_shards: int, index_root: str, threads: int) -> None:
         store = SnapshotStore(index_root)
-        self._host = ShardHost(number, n_shards, store, threads)
+        self._host = ShardHost(number, n_shards, store, recall_thread(threads))
         self._follower = Follower(store, self._host.prepare)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from raysys.serving.api import create_app
 from raysys.serving.coalescer import Coalescer
 from raysys.serving.follower import Follower
 from raysys.serving.service import Service
-from raysys.serving.shard_host import ShardHost
+from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.types import Candidates, RecallQuery, Vectors
 
 
@@ -44,10 +44,11 @@ class FusedEncoder:
 
 
 class FusedRecall:
-    """All shards in this process."""
+    """All shards in this process, one after the other in one thread: two would fight over the interpreter."""
 
     def __init__(self, settings: ServeSettings, n_shards: int, store: SnapshotStore) -> None:
-        self._hosts = [ShardHost(number, n_shards, store, settings.shard_tier.threads) for number in range(n_shards)]
+        thread = recall_thread(settings.shard_tier.threads)
+        self._hosts = [ShardHost(number, n_shards, store, thread) for number in range(n_shards)]
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         answers = await asyncio.gather(*(host.recall([(snapshot_id, query)]) for host in self._hosts))

@@ -16,16 +16,19 @@ from raysys.types import Candidates, RecallQuery
 HELD_SNAPSHOTS = 2  # the one in use, and the next one or the one before
 
 
-class ShardHost:
-    """One shard, in the snapshots that requests may ask for. Searches run in one thread beside the event loop."""
+def recall_thread(threads: int) -> ThreadPoolExecutor:
+    """The one thread in which a process searches; FAISS may use this many more."""
+    return ThreadPoolExecutor(1, thread_name_prefix="recall", initializer=set_threads, initargs=(threads,))
 
-    def __init__(self, number: int, n_shards: int, store: SnapshotStore, threads: int) -> None:
+
+class ShardHost:
+    """One shard, in the snapshots that requests may ask for. Searches run in ``thread``, beside the event loop."""
+
+    def __init__(self, number: int, n_shards: int, store: SnapshotStore, thread: ThreadPoolExecutor) -> None:
         self.number, self._n_shards, self._store = number, n_shards, store
         self._held: OrderedDict[str, Shard] = OrderedDict()
         self._loading = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="recall", initializer=set_threads, initargs=(threads,)
-        )
+        self._thread = thread
 
     async def prepare(self, snapshot_id: str) -> None:
         """Hold this snapshot. Raises SnapshotError when it cannot be opened; what is held stays held."""

@@ -14,7 +14,7 @@ from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotNotLoaded, Un
 from raysys.in_process import open_shards
 from raysys.index.filters import parse
 from raysys.index.store import SnapshotStore
-from raysys.serving.shard_host import ShardHost
+from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.training.local import build_here
 from raysys.types import Candidates, RecallQuery
 
@@ -46,7 +46,7 @@ def snapshots(store: SnapshotStore) -> list[str]:
 
 @pytest.fixture
 def host(store: SnapshotStore) -> ShardHost:
-    return ShardHost(1, 2, store, threads=1)
+    return ShardHost(1, 2, store, recall_thread(1))
 
 
 def held(host: ShardHost) -> list[str]:
@@ -112,7 +112,7 @@ async def test_a_snapshot_that_is_not_there_is_said_and_the_others_answer(
 
 
 async def test_another_number_of_shards_is_refused(shop: Shop, snapshots: list[str], store: SnapshotStore) -> None:
-    three = ShardHost(1, 3, store, threads=1)
+    three = ShardHost(1, 3, store, recall_thread(1))
     with pytest.raises(SnapshotMismatch, match="2 shards, but 3 are deployed"):
         await three.prepare(snapshots[0])
     assert held(three) == []
@@ -132,7 +132,7 @@ async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
     path.unlink() if damage == "missing" else path.write_bytes(
         b"" if damage == "empty" else content[: len(content) // 2]
     )
-    host = ShardHost(1, 2, SnapshotStore(tmp_path), threads=1)
+    host = ShardHost(1, 2, SnapshotStore(tmp_path), recall_thread(1))
     await host.prepare(snapshots[0])
     with pytest.raises(SnapshotError, match=Path(name).name):
         await host.prepare(snapshots[1])
