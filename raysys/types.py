@@ -1,5 +1,6 @@
 """The plain values that travel between stages. Frozen, without behaviour, without Ray."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,19 @@ QUERY, PROFILE, TRANSITION, POPULAR = range(4)
 SOURCES = ("query", "profile", "transition", "popular")
 
 
+def user_key(user_id: str | None, session_id: str | None) -> str | None:
+    """The one key of a person: ``u:<user_id>``, or ``s:<session_id>`` for a visitor without a user id.
+
+    The prefixes keep a session from ever being taken for a user of the same name. None where neither is given.
+    """
+    if user_id is not None:
+        return f"u:{user_id}"
+    return None if session_id is None else f"s:{session_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a person did. ``user`` is a user id or a session id, already made distinct by ``user_key``."""
+    """Something a person did. ``user`` is a ``user_key``. ``expires_s``: from when it no longer counts; None = never."""
 
     event_id: str
     kind: str
@@ -28,24 +39,98 @@ class Event:
     text: str | None = None
     recommendation_id: str | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
+    expires_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who somebody is, and what they say about their own profile.
+
+    description: in words, encoded like any text. follows: item or owner ids. pinned, muted: the evidence (item ids,
+    ``text:<event id>``, or ``description``) that must not fade, or must not count.
+    """
+
+    user: str
+    description: str | None = None
+    language: str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    follows: tuple[str, ...] = ()
+    pinned: frozenset[str] = frozenset()
+    muted: frozenset[str] = frozenset()
+    updated_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDraft:
+    """A new state of one item. fields: plain JSON values without the id; None = deleted. text: what is encoded.
+
+    expected: the sequence that the item's latest change must have, 0 = it was never changed; None = whatever it is.
+    """
+
+    item_id: str
+    fields: Mapping[str, Any] | None
+    text: str = ""
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChange:
+    """The state of one item after its latest change; ``fields`` and ``text`` as in ``ItemDraft``.
+
+    sequence: numbers all changes. changed_s, created_s: when it was changed last and first, epoch seconds.
+    """
+
+    sequence: int
+    item_id: str
+    fields: Mapping[str, Any] | None
+    text: str
+    changed_s: float
+    created_s: float
+
+    @property
+    def deleted(self) -> bool:
+        return self.fields is None
 
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """What a person's events say about one item: weight > 0 likes, < 0 dislikes, 0 only seen."""
+    """What a person's events say about one item: weight > 0 likes, < 0 dislikes, 0 only seen.
+
+    kind: of the event that decided the weight.
+    """
 
     item_id: str
     weight: float
     timestamp_s: float
+    kind: str = "view"
+
+
+@dataclass(frozen=True, slots=True)
+class Saying:
+    """A text that a person wrote, with where it comes from: ``event_id``, or ``description`` for who they are."""
+
+    text: str
+    weight: float
+    timestamp_s: float
+    kind: str
+    event_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The state of one user: the fold of their events. ``version`` counts the events folded in."""
+    """The state of one user: the fold of their events. ``version`` grows with every write about them.
+
+    interactions: one an item, oldest first. sayings: oldest first. counts: events by kind.
+    valid_until_s: from when an event has expired, and the fold must be made again.
+    """
 
     user: str
     version: int = 0
-    interactions: tuple[Interaction, ...] = ()  # one an item, oldest first
+    interactions: tuple[Interaction, ...] = ()
+    sayings: tuple[Saying, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    person: Person | None = None
+    valid_until_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)

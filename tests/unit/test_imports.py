@@ -19,6 +19,7 @@ LAYERS = {
     "data": 2,
     "encoder": 2,
     "index": 2,
+    "state": 2,
     "profile": 3,
     "recall": 3,
     "ranking": 3,
