@@ -45,9 +45,10 @@ from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
+from raysys.lookup import Lookup, NothingLive
 from raysys.profile.fold import fold
 from raysys.recall.shard import Shard
-from raysys.recommender import Recall, Recommender, TextEncoder
+from raysys.recommender import Encode, Recall, Recommender
 from raysys.serving.coalescer import Coalescer
 from raysys.training.local import build_here
 from raysys.types import Answer, Candidates, Event, Profile, RecallQuery, Request
@@ -140,10 +141,12 @@ class GatheredRecall:
 class Product:
     """The path that serves, asked offline: histories in, lists out."""
 
-    def __init__(self, catalogue: Catalogue, encoder: TextEncoder, recall: Recall, row: Row) -> None:
+    def __init__(self, catalogue: Catalogue, encode: Encode, recall: Recall, row: Row) -> None:
         k = ServeSettings().candidates_per_source
         self._profile = row.profile
-        self._recommender = Recommender(catalogue, encoder, recall, LocalRanker(row.ranking), row.profile, k)
+        self._recommender = Recommender(
+            Lookup(catalogue, NothingLive()), encode, recall, LocalRanker(row.ranking), row.profile, k
+        )
 
     def __call__(self, histories: Sequence[Items]) -> list[Listed]:
         return [_listed(answer) for answer in asyncio.run(self._ask(histories))]
@@ -193,9 +196,9 @@ def run(data: Path, work: Path, threads: int, with_test: bool) -> dict[str, Any]
     set_threads(threads)
     encoder = LocalEncoder(build_encoder(catalogue.manifest.encoder, threads))
     shards = [Shard(number, files) for number, files in enumerate(catalogue.shards)]
-    products = {name: Product(catalogue, encoder, GatheredRecall(shards), row) for name, row in ROWS.items()}
+    products = {name: Product(catalogue, encoder.encode, GatheredRecall(shards), row) for name, row in ROWS.items()}
     tasks = {"validation": split.validation} | ({"test": split.test} if with_test else {})
-    alone = Product(catalogue, encoder, LocalRecall(shards), ROWS["the default"])
+    alone = Product(catalogue, encoder.encode, LocalRecall(shards), ROWS["the default"])
     return {
         "dataset": data.name,
         "users": len(sequences),

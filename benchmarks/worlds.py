@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysys.config import BuildSettings, EventsSettings, ProfileSettings, parse
+from raysys.config import BuildSettings, EventsSettings, parse
 from raysys.data.films import write_films
 from raysys.data.synthetic import make_world
 from raysys.index.manifest import Manifest
 from raysys.index.shard_files import ShardFiles
 from raysys.index.store import SnapshotStore
-from raysys.profile.imports import import_events
-from raysys.profile.sqlite import SqliteProfileStore
+from raysys.profile.imports import import_into
 from raysys.training.local import build_here
 
 SHARDS = 2
@@ -75,11 +74,7 @@ def prepare(name: str, folder: Path, settings: BuildSettings) -> Prepared:
 def import_profiles(events: EventsSettings, state: Path) -> tuple[str, ...]:
     """Past events into the profile store, unless it is there from an earlier run. Returns the user ids."""
     if not state.exists():
-        store = SqliteProfileStore(state, ProfileSettings())
-        try:
-            import_events(events, store, say=lambda _: None)
-        finally:
-            store.close()
+        import_into(str(state), events, say=lambda _: None)
     return tuple(sorted(set(pq.read_table(events.path, columns=["user_id"])["user_id"].to_pylist())))
 
 

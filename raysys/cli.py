@@ -27,6 +27,7 @@ from raysys.errors import ConfigError, RaysysError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
 DATA_SUFFIXES = {".csv", ".parquet", ".jsonl"}
+STATE_HELP = "The state store: a file, or redis://host:port."
 
 
 @app.command()
@@ -165,6 +166,40 @@ def _encoder_settings(name: str | None) -> EncoderSettings:
 
 
 @app.command()
+def consume(
+    source: Annotated[str, typer.Option(help="The Redis that holds the stream: redis://host:port.")],
+    stream: Annotated[str, typer.Option(help="The key of the stream.")] = "raysys-events",
+    state: Annotated[str | None, typer.Option(help=f"{STATE_HELP} By default that of --settings.")] = None,
+    group: Annotated[str, typer.Option(help="Consumers of one group share the stream.")] = "raysys",
+    consumer: Annotated[
+        str | None,
+        typer.Option(
+            help="A name of its own within the group, host and process id by default. One that stays the same after a "
+            "restart goes on at once with what was in hand; else that is taken over after a minute."
+        ),
+    ] = None,
+    dead_letters: Annotated[Path, typer.Option(help="The file for entries that hold no event.")] = Path(
+        f"{DEFAULT_HOME}/dead-letters.jsonl"
+    ),
+    settings: Annotated[Path | None, typer.Option(help="Serve settings (YAML); defaults without.")] = None,
+) -> None:
+    """Take events from a stream into the state store until Ctrl-C."""
+    from raysys.serving.consume import default_consumer, run, summary
+    from raysys.state.open import open_state, open_stream
+
+    serving = ServeSettings() if settings is None else load(ServeSettings, settings)
+    events = open_stream(source, stream, group, default_consumer() if consumer is None else consumer)
+    store = open_state(serving.state if state is None else _location(state))
+    counts = run(events, store, dead_letters.expanduser(), serving.profile, console.print)
+    console.print(f"stopped: {summary(counts)}")
+
+
+def _location(state: str) -> str:
+    """Where a state store is, with a path made absolute."""
+    return parse(ServeSettings, {"state": state}, "--state").state
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, devices, ports and models, and what would fail."""
     failed = 0
@@ -186,19 +221,15 @@ def version() -> None:
 @app.command("import-events")
 def import_events(
     source: Annotated[Path, typer.Argument(help="Build settings (YAML) whose `events` say where they are.")],
-    state: Annotated[str, typer.Option(help="The profile store's file.")] = f"{DEFAULT_HOME}/state.sqlite3",
+    state: Annotated[str, typer.Option(help=STATE_HELP)] = f"{DEFAULT_HOME}/state.sqlite3",
 ) -> None:
-    """Put past events into the profile store, so that known people are known from the first request on."""
-    from raysys.config import ProfileSettings
-    from raysys.profile.imports import import_events as run
-    from raysys.profile.sqlite import SqliteProfileStore
+    """Put past events into the state store, so that known people are known from the first request on."""
+    from raysys.profile.imports import import_into
 
     settings = load(BuildSettings, source)
     if settings.events is None:
         raise ConfigError(f"{source} has no `events`: say where they are")
-    store = SqliteProfileStore(Path(state).expanduser(), ProfileSettings())
-    counts = run(settings.events, store, say=console.print)
-    store.close()
+    counts = import_into(_location(state), settings.events, say=console.print)
     console.print(
         f"events read {counts['read']:,}: accepted {counts['accepted']:,}, "
         f"known already {counts['duplicates']:,}, refused {counts['rejected']:,}"

@@ -53,6 +53,12 @@ class Client:
     def items(self, item_ids: Sequence[str]) -> dict[str, Any]:
         return self.post("/v1/items:get", {"item_ids": list(item_ids)})
 
+    def upsert(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self.post("/v1/items", {"items": list(items)})
+
+    def delete(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        return self.post("/v1/items:delete", {"item_ids": list(item_ids)})
+
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Any route by its path. Raises ApiError, and Unavailable when nothing answers."""
         return self._content("POST", path, body)

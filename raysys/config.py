@@ -5,11 +5,12 @@ Unknown keys are refused: a misspelt setting must never pass in silence.
 """
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 
 from raysys.errors import ConfigError
@@ -23,6 +24,7 @@ EVENT_WEIGHTS = {
     "click": 1.0,
     "dwell": 1.0,
     "search": 0.0,
+    "chat": 1.0,
     "like": 2.0,
     "share": 2.0,
     "review": 2.0,
@@ -33,6 +35,14 @@ EVENT_WEIGHTS = {
     "dislike": -2.0,
     "hide": -3.0,
 }
+CUSTOM_WEIGHT = 0.5  # of a kind that is not known here: it says something, but nobody said what
+DWELL_FULL_S = 30.0
+
+# How much the text of an event of each kind says about the person. A graded review is weighed by its grade as well.
+TEXT_WEIGHTS = {"chat": 1.0, "search": 1.0, "description": 1.0, "review": 0.5, "comment": 0.5}
+
+# What people look at passes sooner than what they buy, rate or follow.
+HALF_LIFE_DAYS = {"view": 90.0, "click": 90.0, "dwell": 90.0, "search": 90.0, "chat": 90.0}
 
 
 def _expand(path: Any) -> Any:
@@ -50,7 +60,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CatalogSettings(Settings):
+class ItemRules(Settings):
+    """How the fields of an item are read, and what text the encoder gets of them. A snapshot keeps them."""
+
+    list_separator: str = "|"
+    template: str = "{title}. {categories}. {tags}. {text}"
+    max_text_chars: PositiveInt = 8_000
+
+
+class CatalogSettings(ItemRules):
     """Where the items are and what their columns are called.
 
     ``columns`` maps our names to yours; a field that is not mapped is looked for under its own name.
@@ -61,9 +79,6 @@ class CatalogSettings(Settings):
     format: Literal["auto", "parquet", "csv", "jsonl"] = "auto"
     columns: dict[str, str] = {}
     attributes: dict[str, str] = {}
-    list_separator: str = "|"
-    template: str = "{title}. {categories}. {tags}. {text}"
-    max_text_chars: PositiveInt = 8_000
 
 
 class EventsSettings(Settings):
@@ -128,10 +143,14 @@ class WorkerSettings(Settings):
 
 
 class BuildSettings(Settings):
-    """Everything the indexing job needs."""
+    """Everything the indexing job needs.
+
+    ``state``: where the live changes of items are, as in ``ServeSettings``; None = none are folded in.
+    """
 
     catalog: CatalogSettings
     events: EventsSettings | None = None
+    state: LocalOrUrl | None = None
     encoder: EncoderSettings = EncoderSettings()
     index: IndexSettings = IndexSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
@@ -141,14 +160,44 @@ class BuildSettings(Settings):
 class ProfileSettings(Settings):
     """How events become a profile, and how a profile becomes a query.
 
+    Events (``profile.fold``), each kind by its plain name, not an alias:
+    ``event_weights``: what a kind says about its item. ``custom_weight``: for kinds that Raysys does not know and that
+    ``event_weights`` does not list. ``dwell_full_s``: the seconds from which a dwell has its full weight.
+    ``text_weights``: what a text of this kind says about the person; ``default_text_weight`` for kinds not listed.
+    ``ttl_days``: when an event of this kind is forgotten; ``default_ttl_days`` for kinds not listed, None = never.
+    ``max_events``: the latest events that a profile is made of; of them the latest ``max_interactions`` items and
+    ``max_sayings`` texts stay.
+
+    Seeds (``profile.seeds``):
     ``step_decay``: the weight of an interaction falls by this factor for each later one.
+    ``half_life_days``: and by half for each time that it is so much older than the latest; by kind, with
+    ``default_half_life_days`` for kinds not listed. ``.inf`` = age does not matter.
     ``history``: the most recent positive interactions that recall looks at.
+
+    Interests (``profile.interests``):
+    ``interest_similarity``: groups of items less alike than this are interests of their own: the mean cosine of pairs
+    of centred vectors. ``max_interests``: of long standing, at most. ``interest_share``: the share of the weight from
+    which one item alone is an interest. ``session_gap_minutes``: a pause longer than this begins a new session.
     """
 
     event_weights: dict[str, float] = EVENT_WEIGHTS
-    step_decay: Annotated[float, Field(gt=0, le=1)] = 0.7
-    history: PositiveInt = 50
+    custom_weight: float = CUSTOM_WEIGHT
+    dwell_full_s: Annotated[float, Field(gt=0)] = DWELL_FULL_S
+    text_weights: dict[str, float] = TEXT_WEIGHTS
+    default_text_weight: float = 0.5
+    ttl_days: dict[str, Annotated[float, Field(gt=0)]] = {}
+    default_ttl_days: Annotated[float, Field(gt=0)] | None = None
+    max_events: PositiveInt = 1_000
     max_interactions: PositiveInt = 1_000
+    max_sayings: Annotated[int, Field(ge=0)] = 20
+    step_decay: Annotated[float, Field(gt=0, le=1)] = 0.7
+    half_life_days: dict[str, Annotated[float, Field(gt=0)]] = HALF_LIFE_DAYS
+    default_half_life_days: Annotated[float, Field(gt=0)] = 365.0
+    history: PositiveInt = 50
+    interest_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.2
+    interest_share: Annotated[float, Field(gt=0, le=1)] = 0.35
+    max_interests: PositiveInt = 3
+    session_gap_minutes: Annotated[float, Field(gt=0)] = 30.0
     clock_error_s: Annotated[float, Field(ge=0)] = 300.0
 
 
@@ -191,6 +240,29 @@ class EncoderTierSettings(TierSettings):
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 1.5
 
 
+def _check_folder(folder: str) -> str:
+    if "://" in folder:
+        raise ValueError("must be a folder, local or mounted: the files are locked and renamed in place")
+    return folder
+
+
+class ImpressionSettings(Settings):
+    """The log of what was shown to whom (``serving.impressions``).
+
+    ``folder``: None = nothing is logged. A file ends with ``rows_per_file`` rows or after ``seconds_per_file``,
+    whichever comes first. ``keep_days``: older days are removed. ``max_waiting_rows``: for the disk, in memory; those
+    beyond it are dropped and counted.
+    """
+
+    folder: Annotated[LocalOrUrl, AfterValidator(_check_folder)] | None = Field(
+        default=f"{DEFAULT_HOME}/impressions", validate_default=True
+    )
+    rows_per_file: PositiveInt = 20_000
+    seconds_per_file: Annotated[float, Field(gt=0)] = 60.0
+    keep_days: PositiveInt = 30
+    max_waiting_rows: PositiveInt = 100_000
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -209,6 +281,7 @@ class ServeSettings(Settings):
     encoder_tier: EncoderTierSettings = EncoderTierSettings()
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()
+    impressions: ImpressionSettings = ImpressionSettings()
 
 
 S = TypeVar("S", bound=Settings)
@@ -232,12 +305,18 @@ def parse(kind: type[S], raw: Any, source: str) -> S:
         raise ConfigError(f"{source} is not valid:\n{lines}") from error
 
 
+def _kinds(base: type[Settings]) -> Iterator[type[Settings]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
 def _explain(error: ErrorDetails) -> str:
     """One wrong key or value, with the way out where there is one."""
     if error["type"] == "missing":
         return "is required"
     if error["type"] == "extra_forbidden":
-        known = {name for kind in Settings.__subclasses__() for name in kind.model_fields}
+        known = {name for kind in _kinds(Settings) for name in kind.model_fields}
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return "there is no such setting" + (f"; did you mean {close[0]!r}?" if close else "")
     return f"{error['msg']} (given: {error['input']!r})"

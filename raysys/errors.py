@@ -3,7 +3,8 @@
 RaysysError
 ├── InvalidInput          a caller's value is wrong                     -> 422
 │   ├── UnknownItem       an item id that the snapshot does not hold    -> 404
-│   └── UnknownField      a filter names a field that is not there      -> 422
+│   ├── UnknownField      a filter names a field that is not there      -> 422
+│   └── Conflict          it contradicts what is settled already        -> 409
 ├── ConfigError           a setting, a column mapping, a missing file: fails before work starts
 ├── CatalogError          the catalogue holds nothing that can be indexed
 ├── SnapshotError         a snapshot is missing, damaged or written by something newer
@@ -40,6 +41,10 @@ class UnknownItem(InvalidInput):
 
 class UnknownField(InvalidInput):
     """A filter names a field that the catalogue does not have."""
+
+
+class Conflict(InvalidInput):
+    """What is asked contradicts what was settled before."""
 
 
 class ConfigError(RaysysError):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import RankingSettings
-from raysys.encoder.protocol import Encoder
+from raysys.encoder.protocol import Encoder, Role
 from raysys.index.catalogue import Catalogue
 from raysys.ranking.linear import LinearRanker
 from raysys.recall.shard import Shard
@@ -20,8 +20,8 @@ class LocalEncoder:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    async def encode(self, text: str) -> Vectors:
-        vector: Vectors = self._encoder.encode([text], "query")[0]
+    async def encode(self, text: str, role: Role) -> Vectors:
+        vector: Vectors = self._encoder.encode([text], role)[0]
         return vector
 
 

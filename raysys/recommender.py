@@ -6,7 +6,7 @@ The stages are protocols. On a cluster they are thin adapters over Serve handles
 process plain objects (``in_process.py``); the path is the same and so are the answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -14,19 +14,17 @@ from numpy.typing import NDArray
 
 from raysys.clock import Clock, SystemClock
 from raysys.config import ProfileSettings
+from raysys.encoder.protocol import Role
 from raysys.errors import Unavailable, UnknownItem
-from raysys.index.catalogue import Catalogue
 from raysys.keys import item_keys
+from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Vectors
 
-
-class TextEncoder(Protocol):
-    async def encode(self, text: str) -> Vectors:
-        """[dim] float32 for one query text. Raises Unavailable."""
-        ...
+# [dim] float32 for one text, as a query or as an item. Raises Unavailable.
+Encode = Callable[[str, Role], Awaitable[Vectors]]
 
 
 class Recall(Protocol):
@@ -65,16 +63,16 @@ class Recommender:
 
     def __init__(
         self,
-        catalogue: Catalogue,
-        encoder: TextEncoder,
+        lookup: Lookup,
+        encode: Encode,
         shards: Recall,
         ranker: Ranker,
         settings: ProfileSettings,
         k: int,
         clock: Clock | None = None,
     ) -> None:
-        self.catalogue = catalogue
-        self._encoder, self._shards, self._ranker = encoder, shards, ranker
+        self.lookup, self.catalogue = lookup, lookup.catalogue
+        self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
         self._clock = SystemClock() if clock is None else clock
 
@@ -82,13 +80,13 @@ class Recommender:
         """The ``limit`` best items for this person and request, of all sources, ranked."""
         trace = Trace(self._clock)
         known = seeds(profile, self._settings, request.history, request.positive, request.negative)
-        taste = self._taste(known)
+        taste = await self._taste(known)
         trace.mark("profile")
         text = await self._encode(request.query, trace)
         query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste)
         candidates = await self._recall(query, trace)
         scores = await self._score(candidates, trace)
-        items = self._present(candidates, scores, request.limit)
+        items = await self._present(candidates, scores, request.limit)
         trace.mark("present")
         unknown = text is None and not known.items
         return self._answer(request, items, candidates, trace, profile.version, ("cold_start",) if unknown else ())
@@ -107,38 +105,32 @@ class Recommender:
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
         scores[found] = candidates.scores[found, QUERY]
-        items = self._present(candidates, scores, request.limit)
+        items = await self._present(candidates, scores, request.limit)
         trace.mark("present")
         return self._answer(request, items, candidates, trace, 0, ())
 
     def unknown(self, request: Request) -> list[str]:
         """The item ids of the request that the catalogue does not hold; they are passed over."""
-        given = dict.fromkeys([*request.history, *request.positive, *request.negative, *(request.only or ())])
-        found = self.catalogue.find(list(given))
-        return [item_id for item_id, known in zip(given, found.known, strict=True) if not known]
+        return self.lookup.unknown([*request.history, *request.positive, *request.negative, *(request.only or ())])
 
     async def _target(self, request: Request) -> Vectors:
         if request.query is not None:
-            return await self._encoder.encode(request.query)
-        found = self.catalogue.find(request.positive)
-        for item_id, known in zip(request.positive, found.known, strict=True):
-            if not known:
-                raise UnknownItem("item_id", f"the catalogue holds no item {item_id!r}")
-        vectors = self.catalogue.vectors(found)
+            return await self._encode_text(request.query, "query")
+        for item_id in self.lookup.unknown(request.positive):
+            raise UnknownItem("item_id", f"the catalogue holds no item {item_id!r}")
+        vectors, _ = await self.lookup.vectors(request.positive)
         mean = decayed_mean(vectors, np.ones(len(vectors), np.float32), vectors[:0], np.empty(0, np.float32))
         if mean is None:
-            raise UnknownItem("item_id", f"item {request.positive[0]!r} has no text, so nothing is similar to it")
+            raise UnknownItem(
+                "item_id", f"item {request.positive[0]!r} has no encoded text, so nothing is similar to it"
+            )
         return mean
 
-    def _taste(self, known: Seeds) -> Vectors | None:
-        """The profile vector: arithmetic over item vectors that exist already."""
-        likes, dislikes = self.catalogue.find(known.items), self.catalogue.find(known.negatives)
-        taste = decayed_mean(
-            self.catalogue.vectors(likes),
-            known.weights[likes.known],
-            self.catalogue.vectors(dislikes),
-            known.negative_weights[dislikes.known],
-        )
+    async def _taste(self, known: Seeds) -> Vectors | None:
+        """The profile vector: arithmetic over vectors that exist already."""
+        likes, is_liked = await self.lookup.vectors(known.items)
+        dislikes, is_disliked = await self.lookup.vectors(known.negatives)
+        taste = decayed_mean(likes, known.weights[is_liked], dislikes, known.negative_weights[is_disliked])
         contrast = self.catalogue.contrast
         return taste if taste is None or contrast is None else contrast.sharpen(taste)
 
@@ -146,7 +138,7 @@ class Recommender:
         if text is None:
             return None
         try:
-            return await self._encoder.encode(text)
+            return await self._encode_text(text, "query")
         except Unavailable:
             trace.degraded.append("encoder")
             return None
@@ -187,16 +179,12 @@ class Recommender:
         finally:
             trace.mark("rank")
 
-    def _present(self, candidates: Candidates, scores: NDArray[np.float32], limit: int) -> tuple[RankedItem, ...]:
+    async def _present(self, candidates: Candidates, scores: NDArray[np.float32], limit: int) -> tuple[RankedItem, ...]:
+        best = top_n(self.lookup.hide_removed(candidates, scores), candidates.key, limit)
+        described = await self.lookup.describe(candidates, best)
         return tuple(
-            RankedItem(
-                item_id=self.catalogue.item_id(candidates.shard[at], candidates.row[at]),
-                score=float(scores[at]),
-                rank=rank,
-                sources=sources_of(candidates, int(at)),
-                metadata=self.catalogue.metadata(candidates.shard[at], candidates.row[at]),
-            )
-            for rank, at in enumerate(top_n(scores, candidates.key, limit), start=1)
+            RankedItem(item_id, float(scores[at]), rank, sources_of(candidates, at), metadata)
+            for rank, (at, item_id, metadata) in enumerate(described, start=1)
         )
 
     def _answer(

@@ -28,7 +28,7 @@ def user_key(user_id: str | None, session_id: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a person did. ``user`` is a ``user_key``. ``expires_s``: from when it no longer counts; None = never."""
+    """Something a person did. ``user`` is a ``user_key``; ``expires_s``: when it stops counting, None = never."""
 
     event_id: str
     kind: str

@@ -1,26 +1,34 @@
 """A small made-up shop, the snapshots built from it, and the path over them as plain objects."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
+import uvicorn
+from starlette.types import ASGIApp
 
 from raysys.clock import Clock
-from raysys.config import BuildSettings, ProfileSettings, RankingSettings, ServeSettings
+from raysys.config import BuildSettings, EncoderTierSettings, ProfileSettings, RankingSettings, ServeSettings
 from raysys.data.synthetic import START_S, World, make_world
 from raysys.encoder.hashing import HashEncoder
 from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
+from raysys.lookup import Lookup, NothingLive
 from raysys.profile.fold import fold
-from raysys.profile.sqlite import SqliteProfileStore
-from raysys.profile.store import ProfileStore
-from raysys.recommender import Ranker, Recall, Recommender, TextEncoder
-from raysys.serving.service import Service
+from raysys.profile.reader import Profiles
+from raysys.recommender import Encode, Ranker, Recall, Recommender
+from raysys.serving.front import Front
+from raysys.serving.local_stages import HostedRecall, ThreadEncoder
 from raysys.training.local import build_here
 from raysys.types import Event, Profile
 
@@ -141,7 +149,7 @@ class Shop:
 
 def recommender(
     folder: Path,
-    encoder: TextEncoder | None = None,
+    encode: Encode | None = None,
     shards: Recall | None = None,
     ranker: Ranker | None = None,
     clock: Clock | None = None,
@@ -149,8 +157,8 @@ def recommender(
 ) -> Recommender:
     """The path over the snapshot in this folder, in this process; parts may be replaced."""
     return Recommender(
-        Catalogue(folder),
-        LocalEncoder(HashEncoder(DIM)) if encoder is None else encoder,
+        Lookup(Catalogue(folder), NothingLive()),
+        LocalEncoder(HashEncoder(DIM)).encode if encode is None else encode,
         LocalRecall(open_shards(folder)) if shards is None else shards,
         LocalRanker(RankingSettings()) if ranker is None else ranker,
         ProfileSettings(),
@@ -159,14 +167,70 @@ def recommender(
     )
 
 
-def service(folder: Path, state: Path, clock: Clock | None = None, store: ProfileStore | None = None) -> Service:
-    """The routes' service over the snapshot in this folder, with profiles in the file ``state``."""
+@dataclass
+class Served:
+    """A gateway in this process over one snapshot, its shards following the log of changes."""
+
+    front: Front
+    recommender: Recommender
+    app: ASGIApp
+    stop: Callable[[], Awaitable[None]]
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
+
+    async def profile(self, user: str) -> Profile:
+        """The profile of a user key, read as a gateway reads it."""
+        return await Profiles(self.front.state, ProfileSettings(), FixedClock()).of(user)
+
+
+async def serve_here(
+    store: SnapshotStore, state: Path, clock: Clock | None = None, ready: bool = True, **settings: Any
+) -> Served:
+    """The published snapshot of this store behind the HTTP API, with what people do in the file ``state``."""
     clock = FixedClock() if clock is None else clock
-    settings = ServeSettings(index_root=str(folder), state=str(state))
-    profiles = SqliteProfileStore(state, settings.profile) if store is None else store
-    made = Service(settings, profiles, clock)
-    made.recommender = recommender(folder, clock=clock)
-    return made
+    settings = {"impressions": {"folder": str(state.parent / "impressions")}} | settings
+    front = Front(ServeSettings(index_root=str(store.root), state=str(state), **settings), clock)
+    catalogue = Catalogue(store.folder(store.current_id()))
+    encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
+    shards = HostedRecall(len(catalogue.shards), store, front.state, threads=1)
+    await shards.prepare(catalogue.snapshot_id)
+    await front.take(catalogue, encoder.encode, shards, LocalRanker(RankingSettings()))
+
+    async def stop() -> None:
+        await shards.stop()
+        await front.close()
+
+    return Served(front, front.recommender, front.app(Health(ready)), stop)
+
+
+@contextmanager
+def server_of(store: SnapshotStore, state: Path) -> Iterator[str]:
+    """``serve_here`` behind a real HTTP server in a thread, for callers that cannot wait. Yields its URL."""
+    started, port, loop = threading.Event(), 0, asyncio.new_event_loop()
+    stopping = asyncio.Event()
+
+    async def run() -> None:
+        nonlocal port
+        served = await serve_here(store, state)
+        server = uvicorn.Server(uvicorn.Config(served.app, port=0, log_level="warning", lifespan="off"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        started.set()
+        await stopping.wait()
+        server.should_exit = True
+        await serving
+        await served.stop()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    assert started.wait(30)
+    yield f"http://127.0.0.1:{port}"
+    loop.call_soon_threadsafe(stopping.set)
+    thread.join(30)
+    loop.close()
 
 
 class Health:

@@ -1,13 +1,13 @@
 """A catalogue's rows, made into items: checked, cleaned, and with their text. What is wrong is reported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raysys.config import CatalogSettings
+from raysys.config import CatalogSettings, ItemRules
 from raysys.data import columns as mapping
 from raysys.data.arrow_values import LIST, TIME
 from raysys.data.attributes import attribute_types
@@ -39,8 +39,11 @@ __all__ = [
     "columns_to_read",
     "item_schema",
     "last_wins",
+    "parsers",
     "prepare",
     "resolve_columns",
+    "template_of",
+    "text_of",
 ]
 
 ITEM_SCHEMA = pa.schema(
@@ -92,7 +95,7 @@ def resolve_columns(settings: CatalogSettings, available: Sequence[str]) -> dict
         if name in _RESERVED:
             raise ConfigError(f"attributes: {name!r} is a name that Raysys uses itself. Choose another.")
     mapping.check_present("attributes", settings.attributes, available)
-    parse_template(settings.template, _template_fields(settings))
+    template_of(settings, settings.attributes)
     return columns
 
 
@@ -115,10 +118,10 @@ def prepare(
     Both are reported; the rows beside are kept. ``columns`` from ``resolve_columns``, ``attributes`` from
     ``attribute_types``. Duplicate ids stay: ``last_wins``.
     """
-    parsers = _parsers(settings, attributes)
+    read = parsers(settings, attributes)
     sources = {**columns, **settings.attributes}
-    parsed = {name: parse_column(batch.table[column], parsers[name]) for name, column in sources.items()}
-    texts = _texts(parse_template(settings.template, _template_fields(settings)), parsed, settings.max_text_chars)
+    parsed = {name: parse_column(batch.table[column], read[name]) for name, column in sources.items()}
+    texts = _texts(template_of(settings, settings.attributes), parsed, settings.max_text_chars)
     dropped = _dropped(parsed, texts)
     values = {name: column.values for name, column in parsed.items()} | place_of_rows(batch) | {"item_text": texts}
     return Prepared(build_table(item_schema(attributes), values, dropped), report(batch, parsed, dropped))
@@ -141,11 +144,14 @@ def last_wins(table: pa.Table) -> tuple[pa.Table, int]:
     return table.filter(pa.array(keep)), len(table) - len(last)
 
 
-def _template_fields(settings: CatalogSettings) -> list[str]:
-    return [*_IN_TEMPLATE, *settings.attributes]
+def template_of(settings: ItemRules, attributes: Iterable[str]) -> Template:
+    """The template, parsed. Raises ConfigError where it names a field that there is not."""
+    return parse_template(settings.template, [*_IN_TEMPLATE, *attributes])
 
 
-def _parsers(settings: CatalogSettings, attributes: Mapping[str, pa.DataType]) -> dict[str, Parser]:
+def parsers(settings: ItemRules, attributes: Mapping[str, pa.DataType]) -> dict[str, Parser]:
+    """How the value of each field is read."""
+
     def prose(value: Any) -> str | None:
         return clean_text(as_text(value), settings.max_text_chars) or None
 
@@ -185,10 +191,11 @@ def _texts(template: Template, parsed: Mapping[str, Parsed], max_chars: int) -> 
     """The item text of each row; empty where it has neither title nor text."""
     names = list(parsed)
     rows = zip(*(parsed[name].values for name in names), strict=True)
-    return [_text(template, dict(zip(names, row, strict=True)), max_chars) for row in rows]
+    return [text_of(template, dict(zip(names, row, strict=True)), max_chars) for row in rows]
 
 
-def _text(template: Template, values: Mapping[str, Any], max_chars: int) -> str:
+def text_of(template: Template, values: Mapping[str, Any], max_chars: int) -> str:
+    """What the encoder reads of one item; empty where it has neither title nor text."""
     if values.get("title") is None and values.get("text") is None:
         return ""
     return cut(render(template, values), max_chars)

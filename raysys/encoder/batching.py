@@ -1,9 +1,12 @@
-"""Cut texts into batches of similar length, so that little of a forward pass is spent on padding."""
+"""Texts in batches: of similar length, so that little of a forward pass is spent on padding, and of one role."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raysys.encoder.protocol import Encoder, Role
+from raysys.types import Vectors
 
 
 def padded_length(longest: int, pad_to: int) -> int:
@@ -29,3 +32,13 @@ def token_batches(
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def encode_each(encoder: Encoder, texts: Sequence[tuple[str, Role]]) -> list[Vectors]:
+    """[dim] float32 for each text in its role; the texts of one role are encoded together."""
+    vectors: list[Vectors] = [np.empty(0, dtype=np.float32)] * len(texts)
+    for role in dict.fromkeys(role for _, role in texts):
+        places = [i for i, (_, its_role) in enumerate(texts) if its_role == role]
+        for place, vector in zip(places, encoder.encode([texts[i][0] for i in places], role), strict=True):
+            vectors[place] = vector
+    return vectors

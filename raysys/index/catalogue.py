@@ -72,6 +72,19 @@ class Catalogue:
         rows = [self.shards[shard].vectors[row] for shard, row in pairs]
         return np.stack(rows) if rows else np.empty((0, self.manifest.encoder_identity.dim), dtype=np.float32)
 
+    def text_key(self, item_id: str) -> bytes | None:
+        """What names the vector of an item's text; None for an item that the snapshot does not hold."""
+        found = self.find([item_id])
+        if not found.known[0]:
+            return None
+        key: bytes = self.shards[int(found.shard[0])].items["text_key"][int(found.row[0])].as_py()
+        return key
+
+    def fields(self, item_id: str) -> Mapping[str, Any] | None:
+        """``metadata`` of an item by its id; None for one that the snapshot does not hold."""
+        found = self.find([item_id])
+        return self.metadata(int(found.shard[0]), int(found.row[0])) if found.known[0] else None
+
     def metadata(self, shard: int, row: int) -> Mapping[str, Any]:
         """The fields of one item that are set, as plain JSON values; times in RFC 3339."""
         columns = self._columns[shard]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysys import __version__
-from raysys.config import EncoderSettings, Settings
+from raysys.config import EncoderSettings, ItemRules, Settings
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import SnapshotError, SnapshotMismatch
 
@@ -50,7 +50,8 @@ class Manifest(Settings):
     has_contrast: bool = False
     data_hash: str
     template_hash: str
-    change_sequence: int = 0  # the last live change folded in
+    item_rules: ItemRules = ItemRules()
+    change_sequence: int = 0  # of the live changes, those up to here are folded in
     written_by: dict[str, str]
 
     @property

@@ -1,13 +1,15 @@
-"""What a request knows of its user, as weighted items: where recall starts from."""
+"""What a request knows of its user, as weighted items and texts: where recall starts from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import ProfileSettings
-from raysys.types import Profile, Vectors
+from raysys.profile.fold import DAY_S, DESCRIPTION, evidence, latest
+from raysys.types import Interaction, Profile, Saying, Vectors
 
 # Weights of the ids that come with a request: ``history`` counts as a view, ``positive`` and ``negative`` as a like
 # and a dislike.
@@ -15,20 +17,26 @@ _VIEW, _LIKE, _DISLIKE = 1.0, 2.0, 2.0
 _WEIGHT_CAP = 3.0  # one item counts at most like three plain views
 _NEGATIVE_SHARE = 0.5
 _TINY = 1e-6
+_NOW_S = math.inf  # what has no time of its own is as new as can be
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seeds:
-    """Items a user likes and dislikes, each list with the most recent last, and all that they have seen.
+    """Items a user likes and dislikes, each list with the most recent last, all they have seen, and what they said.
 
     weights, negative_weights: [len(items)], [len(negatives)] float32. A plain view just now weighs 1.
+    timestamps_s: [len(items)] float64, of each liked item's latest event; inf for an id of the request.
+    sayings: texts, the description first, then oldest first. saying_weights: [len(sayings)] float32, < 0 away from it.
     """
 
     items: tuple[str, ...]
     weights: NDArray[np.float32]
+    timestamps_s: NDArray[np.float64]
     negatives: tuple[str, ...]
     negative_weights: NDArray[np.float32]
     seen: frozenset[str]
+    sayings: tuple[str, ...]
+    saying_weights: NDArray[np.float32]
 
 
 def seeds(
@@ -44,11 +52,14 @@ def seeds(
     ``positive``. Disliked: the interactions of weight < 0, then ``negative``. ``positive`` and ``negative`` overrule
     the profile, and ``negative`` overrules ``positive``. An item given twice counts once, at its latest place, with
     its greatest weight. Of each list the last ``settings.history`` stay, and the weight of an item is
-    ``settings.step_decay ** (steps back from the last) * min(weight, 3)``.
+    ``settings.step_decay ** (steps back from the last) * 0.5 ** (age / half-life of its kind) * min(weight, 3)``.
+    Ages count from the newest of the list, so that a long absence changes nothing; an id of the request has none.
+    Texts weigh by the same rule, and neither they nor the items take a step from each other. What the person pinned
+    stays before anything more recent and does not fade, nor does the person's description.
     ``seen``: every item of the profile and of ``history``.
     """
-    liked = {i.item_id: i.weight for i in profile.interactions if i.weight > 0}
-    disliked = {i.item_id: -i.weight for i in profile.interactions if i.weight < 0}
+    liked = {i.item_id: i for i in profile.interactions if i.weight > 0}
+    disliked = {i.item_id: i for i in profile.interactions if i.weight < 0}
     for item_id in history:
         if item_id not in disliked:
             _put_last(liked, item_id, _VIEW)
@@ -59,7 +70,12 @@ def seeds(
         liked.pop(item_id, None)
         _put_last(disliked, item_id, _DISLIKE)
     seen = frozenset(i.item_id for i in profile.interactions).union(history)
-    return Seeds(*_decayed(liked, settings), *_decayed(disliked, settings), seen)
+    pinned: frozenset[str] = frozenset() if profile.person is None else profile.person.pinned
+    items, weights = _recent(liked, settings, pinned)
+    negatives, negative_weights = _recent(disliked, settings, pinned)
+    sayings, saying_weights = _spoken(profile.sayings, settings, pinned)
+    times_s = np.array([liked[item_id].timestamp_s for item_id in items], dtype=np.float64)
+    return Seeds(items, weights, times_s, negatives, negative_weights, seen, sayings, saying_weights)
 
 
 def decayed_mean(
@@ -90,12 +106,43 @@ def _mean(vectors: Vectors, weights: NDArray[np.float32]) -> Vectors | None:
     return weights @ vectors / np.float32(total) if total > 0 else None
 
 
-def _put_last(weights: dict[str, float], item_id: str, weight: float) -> None:
-    weights[item_id] = max(weights.pop(item_id, weight), weight)
+def _put_last(found: dict[str, Interaction], item_id: str, weight: float) -> None:
+    known = found.pop(item_id, None)
+    found[item_id] = Interaction(item_id, weight if known is None else max(abs(known.weight), weight), _NOW_S)
 
 
-def _decayed(weights: dict[str, float], settings: ProfileSettings) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    recent = list(weights.items())[-settings.history :]
-    steps_back = np.arange(len(recent) - 1, -1, -1)
-    capped = np.array([min(weight, _WEIGHT_CAP) for _, weight in recent], dtype=np.float64)
-    return tuple(item_id for item_id, _ in recent), (settings.step_decay**steps_back * capped).astype(np.float32)
+def _recent(
+    found: Mapping[str, Interaction], settings: ProfileSettings, pinned: frozenset[str]
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    names = list(found)
+    names = [names[at] for at in latest(names, settings.history, pinned)]
+    return tuple(names), np.abs(_faded(names, [found[name] for name in names], settings, pinned))
+
+
+def _spoken(
+    sayings: Sequence[Saying], settings: ProfileSettings, pinned: frozenset[str]
+) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    # First and of now, the description takes no step from what was said, and makes nothing older.
+    said = [replace(s, timestamp_s=_NOW_S) for s in sayings if evidence(s) == DESCRIPTION and s.weight != 0]
+    said += [s for s in sayings if evidence(s) != DESCRIPTION and s.weight != 0]
+    return tuple(s.text for s in said), _faded([*map(evidence, said)], said, settings, pinned | {DESCRIPTION})
+
+
+def _faded(
+    names: Sequence[str], found: Sequence[Interaction | Saying], settings: ProfileSettings, pinned: frozenset[str]
+) -> NDArray[np.float32]:
+    """[n] float32 weights that fade with the steps and the days back from the newest; pinned ones do not."""
+    steps_back = np.arange(len(names) - 1, -1, -1)
+    capped = np.clip(np.array([each.weight for each in found], dtype=np.float64), -_WEIGHT_CAP, _WEIGHT_CAP)
+    fade = settings.step_decay**steps_back * 0.5 ** _half_lives(found, settings)
+    if pinned:
+        fade[np.array([name in pinned for name in names], dtype=bool)] = 1.0
+    return (fade * capped).astype(np.float32)
+
+
+def _half_lives(found: Sequence[Interaction | Saying], settings: ProfileSettings) -> NDArray[np.float64]:
+    """How many half-lives each is older than the newest that has a time: [n] float64."""
+    newest_s = max((each.timestamp_s for each in found if each.timestamp_s < _NOW_S), default=0.0)
+    days = [settings.half_life_days.get(each.kind, settings.default_half_life_days) for each in found]
+    ages_s = [max(newest_s - each.timestamp_s, 0.0) for each in found]
+    return np.array(ages_s, dtype=np.float64) / DAY_S / np.array(days, dtype=np.float64)

@@ -1,6 +1,7 @@
 """The HTTP routes: parse the body, call the service, write the answer. Nothing is decided here."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
@@ -12,7 +13,10 @@ from starlette.types import ASGIApp
 
 from raysys import __version__
 from raysys.serving import schemas
-from raysys.serving.edge import Edge
+from raysys.serving.edge import Edge, Metrics
+from raysys.serving.events import Events
+from raysys.serving.items import Items
+from raysys.serving.people import People
 from raysys.serving.problems import install
 from raysys.serving.service import Service
 
@@ -25,28 +29,60 @@ class Health(Protocol):
         ...
 
 
-def create_app(service: Service, health: Health) -> ASGIApp:
-    """The whole HTTP API over a service, as an ASGI app."""
+@dataclass(frozen=True)
+class Routes:
+    """What stands behind the routes."""
+
+    lists: Service
+    items: Items
+    events: Events
+    people: People
+    metrics: Metrics
+
+
+def create_app(routes: Routes, health: Health) -> ASGIApp:
+    """The whole HTTP API, as an ASGI app."""
     app = FastAPI(title="Raysys", version=__version__, description=__doc__, docs_url="/docs", redoc_url=None)
     install(app)
-    _add_reads_and_writes(app, service)
-    _add_operations(app, service, health)
+    _add_lists(app, routes.lists)
+    _add_writes(app, routes.items, routes.events)
+    _add_people(app, routes.people)
+    _add_operations(app, routes.metrics, health)
     _describe(app)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    return Edge(app, service.metrics, paths)
+    return Edge(app, routes.metrics, paths)
 
 
 def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
 
 
-def _add_reads_and_writes(app: FastAPI, service: Service) -> None:
-    _route(app, "/v1/recommendations", schemas.RecommendBody, schemas.ListAnswer, service.recommend, "Recommend")
-    _route(app, "/v1/similar", schemas.SimilarBody, schemas.ListAnswer, service.similar, "Items like an item")
-    _route(app, "/v1/search", schemas.SearchBody, schemas.ListAnswer, service.search, "Items by text")
-    _route(app, "/v1/rank", schemas.RankBody, schemas.ListAnswer, service.rank, "Order given items")
-    _route(app, "/v1/events", schemas.EventsBody, schemas.EventsAnswer, service.events, "Report what people did")
-    _route(app, "/v1/items:get", schemas.ItemsGetBody, schemas.ItemsAnswer, service.items, "Items by id")
+def _add_lists(app: FastAPI, lists: Service) -> None:
+    _route(app, "/v1/recommendations", schemas.RecommendBody, schemas.ListAnswer, lists.recommend, "Recommend")
+    _route(app, "/v1/similar", schemas.SimilarBody, schemas.ListAnswer, lists.similar, "Items like an item")
+    _route(app, "/v1/search", schemas.SearchBody, schemas.ListAnswer, lists.search, "Items by text")
+    _route(app, "/v1/rank", schemas.RankBody, schemas.ListAnswer, lists.rank, "Order given items")
+
+
+def _add_writes(app: FastAPI, items: Items, events: Events) -> None:
+    _route(app, "/v1/events", schemas.EventsBody, schemas.EventsAnswer, events.take, "Report what people did")
+    ids, many, written = schemas.ItemIdsBody, schemas.ItemsBody, schemas.WrittenAnswer
+    _route(app, "/v1/items", many, written, items.upsert, "Write whole items")
+    _route(app, "/v1/items:patch", many, written, items.patch, "Change fields of items")
+    _route(app, "/v1/items:get", ids, schemas.ItemsAnswer, items.get, "Items by id")
+    _route(app, "/v1/items:delete", ids, written, items.delete, "Remove items for good")
+    _route(app, "/v1/items:hide", ids, written, items.hide, "Take items out of every list")
+    _route(app, "/v1/items:unhide", ids, written, items.unhide, "Show hidden items again")
+
+
+def _add_people(app: FastAPI, people: People) -> None:
+    one, believed = schemas.UserBody, schemas.UserAnswer
+    _route(app, "/v1/users", schemas.UsersBody, schemas.UsersAnswer, people.upsert, "Write who people are")
+    _route(app, "/v1/users:get", one, believed, people.get, "What is believed of a person")
+    _route(app, "/v1/users:edit", schemas.UserEditBody, believed, people.edit, "Correct what is believed of a person")
+    _route(app, "/v1/users:merge", schemas.UserMergeBody, schemas.UserMergeAnswer, people.merge, "Sessions to users")
+    _route(app, "/v1/users:export", one, schemas.ExportAnswer, people.export, "Everything kept of a person")
+    _route(app, "/v1/users:delete", one, schemas.ErasureAnswer, people.delete, "Remove a person wholly")
 
 
 def _route(
@@ -71,6 +107,7 @@ def _route(
         for status, text in {
             400: "Not JSON",
             404: "Unknown item",
+            409: "Contradicts what was settled before",
             413: "Body too large",
             422: "A value is wrong",
             429: "Too many requests",
@@ -82,13 +119,13 @@ def _route(
         endpoint,
         methods=["POST"],
         summary=summary,
-        operation_id=verb.__name__,
+        operation_id=path.removeprefix("/v1/").replace(":", "_"),
         responses={200: {"model": answer}, **problems},
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
 
 
-def _add_operations(app: FastAPI, service: Service, health: Health) -> None:
+def _add_operations(app: FastAPI, metrics: Metrics, health: Health) -> None:
     @app.get("/livez", summary="Is this process alive?")
     async def livez() -> Response:
         return _json({"alive": True})
@@ -99,8 +136,8 @@ def _add_operations(app: FastAPI, service: Service, health: Health) -> None:
         return _json({"ready": ready, **state}, 200 if ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics of this replica")
-    async def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4")
+    async def export() -> Response:
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
 
 def _describe(app: FastAPI) -> None:
@@ -112,7 +149,13 @@ def _describe(app: FastAPI) -> None:
         schemas.RankBody,
         schemas.EventsBody,
         schemas.EventBody,
-        schemas.ItemsGetBody,
+        schemas.ItemIdsBody,
+        schemas.ItemsBody,
+        schemas.UsersBody,
+        schemas.UserEntry,
+        schemas.UserBody,
+        schemas.UserEditBody,
+        schemas.UserMergeBody,
         schemas.Problem,
     )
     _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)

@@ -10,18 +10,17 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raysys.config import EncoderSettings, RankingSettings, ServeSettings
+from raysys.encoder.batching import encode_each
 from raysys.encoder.build import build_encoder
-from raysys.encoder.protocol import EncoderIdentity
+from raysys.encoder.protocol import EncoderIdentity, Role
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
-from raysys.profile.sqlite import SqliteProfileStore
 from raysys.ranking.linear import LinearRanker
-from raysys.recommender import Recommender
-from raysys.serving.api import create_app
 from raysys.serving.follower import Follower
-from raysys.serving.service import Service
+from raysys.serving.front import Front
 from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.serving.tiers import RemoteEncoder, RemoteRanker, RemoteRecall, call
+from raysys.state.open import open_state
 from raysys.types import Candidates, RecallQuery, Vectors
 
 START_DEADLINE_S = 120.0
@@ -36,10 +35,10 @@ class Encoder:
         self._encoder.encode(["warm up"], "query")
         self._one_at_a_time = asyncio.Lock()
 
-    async def encode(self, texts: list[str]) -> list[Vectors]:
+    async def encode(self, texts: list[tuple[str, Role]]) -> list[Vectors]:
         """One [dim] float32 a text."""
         async with self._one_at_a_time:
-            return list(await asyncio.to_thread(self._encoder.encode, texts, "query"))
+            return await asyncio.to_thread(encode_each, self._encoder, texts)
 
     async def identity(self) -> EncoderIdentity:
         return self._encoder.identity
@@ -48,9 +47,9 @@ class Encoder:
 class ShardReplica:
     """One shard of the catalogue. ``user_config`` names the snapshot, so that a new one never restarts a replica."""
 
-    def __init__(self, number: int, n_shards: int, index_root: str, threads: int) -> None:
+    def __init__(self, number: int, n_shards: int, index_root: str, threads: int, state: str) -> None:
         store = SnapshotStore(index_root)
-        self._host = ShardHost(number, n_shards, store, recall_thread(threads))
+        self._host = ShardHost(number, n_shards, store, recall_thread(threads), open_state(state))
         self._follower = Follower(store, self._host.prepare)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -87,17 +86,16 @@ class Gateway:
         ranker: DeploymentHandle,
         *shards: DeploymentHandle,
     ) -> None:
-        self._settings = settings
         self._store = SnapshotStore(settings.index_root)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)
         self._ranker = RemoteRanker(ranker, settings.ranker_tier, settings.deadline_s)
         self._shards = RemoteRecall(shards, settings.shard_tier, settings.deadline_s)
-        self._service = Service(settings, SqliteProfileStore(settings.state, settings.profile))
+        self._front = Front(settings)
         self._follower = Follower(self._store, self._take)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # the name that Serve looks for
-        return create_app(self._service, self)
+        return self._front.app(self)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         await self._follower.follow(user_config["snapshot"])
@@ -108,14 +106,7 @@ class Gateway:
         identity = await call("encoder", lambda: self._encoder_handle.identity.remote(), START_DEADLINE_S)
         catalogue.manifest.check_encoder(identity)
         await self._shards.prepare(snapshot_id, START_DEADLINE_S)
-        self._service.recommender = Recommender(
-            catalogue,
-            self._encoder,
-            self._shards,
-            self._ranker,
-            self._settings.profile,
-            self._settings.candidates_per_source,
-        )
+        await self._front.take(catalogue, self._encoder.encode, self._shards, self._ranker)
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
         """Ready when a snapshot is in use and every shard holds it."""

@@ -30,7 +30,21 @@ class Metrics:
             "raysys_stage_seconds", "Time in a stage of the path", ["stage"], buckets=BUCKETS_S, registry=self.registry
         )
         self.degraded = Counter("raysys_degraded", "Answers given without a part", ["part"], registry=self.registry)
+        self.fresh_s = Histogram(
+            "raysys_freshness_seconds",
+            "From a write to its effect: event_to_effect, text_to_effect, item_to_live, delete_to_gone",
+            ["what"],
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+        self.pending_events = Counter(
+            "raysys_pending_events", "Events about items that the catalogue does not hold yet", registry=self.registry
+        )
         self.events = Counter("raysys_events", "Events by outcome", ["outcome"], registry=self.registry)
+
+    def freshness(self, what: str, seconds: float) -> None:
+        """How long something written took to count."""
+        self.fresh_s.labels(what).observe(max(seconds, 0.0))
 
 
 class Edge:

@@ -1,8 +1,5 @@
 """``topology: fused``: the same path over the same objects, all inside one replica, for a small machine."""
 
-import asyncio
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
@@ -13,58 +10,9 @@ from raysys.encoder.build import build_encoder
 from raysys.in_process import LocalRanker
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
-from raysys.profile.sqlite import SqliteProfileStore
-from raysys.recommender import Recommender
-from raysys.serving.api import create_app
-from raysys.serving.coalescer import Coalescer
 from raysys.serving.follower import Follower
-from raysys.serving.service import Service
-from raysys.serving.shard_host import ShardHost, recall_thread
-from raysys.types import Candidates, RecallQuery, Vectors
-
-
-class FusedEncoder:
-    """An encoder in a thread of this process; waiting texts are encoded together."""
-
-    def __init__(self, settings: ServeSettings, encoder: EncoderSettings) -> None:
-        tier = settings.encoder_tier
-        self.encoder = build_encoder(encoder, tier.threads)
-        self.encoder.encode(["warm up"], "query")
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
-        self._coalescer: Coalescer[str, Vectors] = Coalescer(
-            self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
-        )
-
-    async def _encode(self, texts: list[str]) -> Sequence[Vectors | Exception]:
-        loop = asyncio.get_running_loop()
-        return list(await loop.run_in_executor(self._thread, self.encoder.encode, texts, "query"))
-
-    async def encode(self, text: str) -> Vectors:
-        return await self._coalescer.ask(text)
-
-
-class FusedRecall:
-    """All shards in this process, one after the other in one thread: two would fight over the interpreter."""
-
-    def __init__(self, settings: ServeSettings, n_shards: int, store: SnapshotStore) -> None:
-        thread = recall_thread(settings.shard_tier.threads)
-        self._hosts = [ShardHost(number, n_shards, store, thread) for number in range(n_shards)]
-
-    async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
-        answers = await asyncio.gather(*(host.recall([(snapshot_id, query)]) for host in self._hosts))
-        found = []
-        for (answer,) in answers:
-            if isinstance(answer, Exception):
-                raise answer
-            found.append(answer)
-        return found, []
-
-    async def prepare(self, snapshot_id: str) -> None:
-        for host in self._hosts:
-            await host.prepare(snapshot_id)
-
-    def status(self) -> dict[str, Any]:
-        return {f"shard-{host.number:02d}": host.status() for host in self._hosts}
+from raysys.serving.front import Front
+from raysys.serving.local_stages import HostedRecall, ThreadEncoder
 
 
 @serve.ingress()
@@ -74,32 +22,30 @@ class FusedGateway:
     def __init__(self, settings: ServeSettings, encoder: EncoderSettings) -> None:
         self._settings = settings
         self._store = SnapshotStore(settings.index_root)
-        self._encoder = FusedEncoder(settings, encoder)
-        self._ranker = LocalRanker(settings.ranking)
-        self._shards: FusedRecall | None = None
-        self._service = Service(settings, SqliteProfileStore(settings.state, settings.profile))
+        model = build_encoder(encoder, settings.encoder_tier.threads)
+        model.encode(["warm up"], "query")
+        self._identity = model.identity
+        self._encoder = ThreadEncoder(model, settings.encoder_tier)
+        self._shards: HostedRecall | None = None
+        self._front = Front(settings)
         self._follower = Follower(self._store, self._take)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # the name that Serve looks for
-        return create_app(self._service, self)
+        return self._front.app(self)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         await self._follower.follow(user_config["snapshot"])
 
     async def _take(self, snapshot_id: str) -> None:
         catalogue = Catalogue(self._store.folder(snapshot_id))
-        catalogue.manifest.check_encoder(self._encoder.encoder.identity)
-        shards = FusedRecall(self._settings, len(catalogue.shards), self._store)
+        catalogue.manifest.check_encoder(self._identity)
+        threads = self._settings.shard_tier.threads
+        shards = HostedRecall(len(catalogue.shards), self._store, self._front.state, threads)
         await shards.prepare(snapshot_id)
-        self._shards = shards
-        self._service.recommender = Recommender(
-            catalogue,
-            self._encoder,
-            shards,
-            self._ranker,
-            self._settings.profile,
-            self._settings.candidates_per_source,
-        )
+        await self._front.take(catalogue, self._encoder.encode, shards, LocalRanker(self._settings.ranking))
+        previous, self._shards = self._shards, shards
+        if previous is not None:
+            await previous.stop()
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
         shards = {} if self._shards is None else self._shards.status()

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from raysys.errors import (
+    Conflict,
     InvalidInput,
     Overloaded,
     RaysysError,
@@ -20,17 +21,19 @@ from raysys.errors import (
     UnknownItem,
 )
 from raysys.index.filters import error_path
-from raysys.serving.schemas import FieldError, Problem
+from raysys.serving.schemas import EventsBody, FieldError, ItemsBody, Problem, UsersBody
 
 # The first class that matches decides.
 STATUS: list[tuple[type[Exception], int, str]] = [
     (UnknownItem, 404, "unknown_item"),
+    (Conflict, 409, "conflict"),
     (InvalidInput, 422, "invalid_input"),
     (Overloaded, 429, "overloaded"),
     (Unavailable, 503, "unavailable"),
     (SnapshotError, 503, "no_snapshot"),
 ]
 
+BATCHES = {body.__name__ for body in (EventsBody, ItemsBody, UsersBody)}
 CLIENT_CLOSED_REQUEST = 499  # as in nginx; only metrics see it
 
 log = logging.getLogger(__name__)
@@ -69,9 +72,16 @@ def on_invalid_body(request: Request, error: Exception) -> Response:
         FieldError(field=field_path(e["loc"]), code=e["type"], message=e["msg"].removeprefix("Value error, "))
         for e in error.errors(include_url=False, include_input=False, include_context=False)
     ]
-    is_json = all(e.code != "json_invalid" for e in errors)
-    status, code = (422, "invalid_input") if is_json else (400, "invalid_json")
+    status, code = _status_of(error.title, errors)
     return problem(request, status, code, "; ".join(f"{e.field}: {e.message}" for e in errors[:3]), errors)
+
+
+def _status_of(body: str, errors: list[FieldError]) -> tuple[int, str]:
+    if any(error.code == "json_invalid" for error in errors):
+        return 400, "invalid_json"
+    if body in BATCHES and any(error.code == "too_long" for error in errors):
+        return 413, "batch_too_large"
+    return 422, "invalid_input"
 
 
 def on_raysys_error(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +12,8 @@ from raysys.index.filters import Filter
 MAX_LIMIT = 500
 MAX_IDS = 1_000
 MAX_EVENTS = 1_000
+MAX_ITEMS = 1_000
+MAX_USERS = 1_000
 MAX_QUERY_CHARS = 4_000
 MAX_ID_BYTES = 256
 MILLISECONDS_FROM = 10**11  # smaller numbers are seconds by mistake: 10**11 ms is March 1973
@@ -31,6 +33,7 @@ def _check_text(value: str) -> str:
 
 Id = Annotated[str, AfterValidator(_check_id)]
 Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
+Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("text:"))]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
 
@@ -88,10 +91,16 @@ class SearchBody(Body):
     limit: Limit = 10
 
 
-class ItemsGetBody(Body):
-    """Ask for items by id."""
+class ItemIdsBody(Body):
+    """Items by id: to read, hide, show again, or delete."""
 
     item_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+
+
+class ItemsBody(Body):
+    """Items to write. Each is checked on its own: a bad one is rejected by its index, the others go in."""
+
+    items: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 class EventsBody(Body):
@@ -134,6 +143,62 @@ class EventBody(Body):
         return self.timestamp / 1e3 if isinstance(self.timestamp, int) else self.timestamp.timestamp()
 
 
+class UserEntry(Body):
+    """Who a person is. What is not given is no longer there; what they pinned and muted stays."""
+
+    user_id: Id
+    description: Text | None = Field(default=None, description="Who they are or what they like, in their own words.")
+    language: Annotated[str, Field(min_length=1, max_length=35)] | None = Field(
+        default=None, description="As in BCP 47."
+    )
+    attributes: Annotated[dict[str, Any], Field(max_length=50)] = {}
+    follows: Ids = Field(default=(), description="Ids of items or owners. They are kept, and not used yet.")
+
+
+class UsersBody(Body):
+    """People to write. Each is checked on its own: a bad one is rejected by its index, the others go in."""
+
+    users: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_USERS)]
+
+
+class UserBody(Body):
+    """One person: a user, or a visitor without a user id. A session that was merged stands for its user."""
+
+    user_id: Id | None = None
+    session_id: Id | None = None
+
+    @model_validator(mode="after")
+    def _one_identity(self) -> Self:
+        if (self.user_id is None) == (self.session_id is None):
+            raise PydanticCustomError("identity", "give either user_id or session_id")
+        return self
+
+
+class UserEditBody(UserBody):
+    """What a person has to say about their profile: keep it, let it not count, or remove it for good.
+
+    It is said of all the evidence of one interest, or of single pieces. An event that is evidence for an item and for
+    a sentence is deleted with either.
+    """
+
+    action: Literal["pin", "unpin", "mute", "unmute", "delete"]
+    interest_id: Id | None = None
+    evidence: Annotated[tuple[Evidence, ...], Field(min_length=1, max_length=MAX_IDS)] | None = None
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.interest_id is None) == (self.evidence is None):
+            raise PydanticCustomError("target", "give either interest_id or evidence")
+        return self
+
+
+class UserMergeBody(Body):
+    """A visitor turns out to be a user: what the session did, and will do, is the user's."""
+
+    session_id: Id
+    user_id: Id
+
+
 class ItemAnswer(BaseModel):
     """One recommended item."""
 
@@ -167,6 +232,23 @@ class ItemsAnswer(BaseModel):
     unknown_items: list[str]
 
 
+class RejectedItem(BaseModel):
+    """Why one item was not taken."""
+
+    index: int
+    code: str
+    field: str
+    message: str
+
+
+class WrittenAnswer(BaseModel):
+    """What became of a batch of items: the ids that count from now on, and the others with a reason."""
+
+    accepted: list[str]
+    rejected: list[RejectedItem]
+    unknown_items: list[str] = []
+
+
 class RejectedEvent(BaseModel):
     """Why one event was not taken."""
 
@@ -182,6 +264,100 @@ class EventsAnswer(BaseModel):
     duplicates: int
     rejected: list[RejectedEvent]
     profile_versions: dict[str, int]
+
+
+class UsersAnswer(BaseModel):
+    """What became of a batch of people: the ids that were written, and the others with a reason."""
+
+    accepted: list[str]
+    rejected: list[RejectedItem]
+    profile_versions: dict[str, int]
+
+
+class PersonAnswer(BaseModel):
+    """What a person said about themselves and their profile."""
+
+    description: str | None
+    language: str | None
+    attributes: dict[str, Any]
+    follows: list[str]
+    pinned: list[str]
+    muted: list[str]
+    updated_at: str
+
+
+class EvidenceAnswer(BaseModel):
+    """One thing that a person did or said. ``weight``: how much it counts now, below 0 for a dislike."""
+
+    evidence: str = Field(description="The name to pin, mute or delete it by.")
+    item_id: str | None = None
+    title: str | None = None
+    sentence: str | None = None
+    source: str = Field(description="The kind of the event, or `description`.")
+    at: str
+    weight: float
+    pinned: bool
+    muted: bool
+
+
+class InterestAnswer(BaseModel):
+    """Items that belong together, or one sentence. ``share``: of all items, or of all sentences, that count."""
+
+    interest_id: str = Field(description="Stays the same while its strongest evidence does.")
+    words: str
+    kind: Literal["session", "long_term", "text", "description"]
+    share: float
+    pinned: bool
+    muted: bool
+    evidence: list[EvidenceAnswer]
+
+
+class UserAnswer(BaseModel):
+    """What the system believes of a person. A stranger has version 0 and nothing else."""
+
+    user_id: str | None
+    session_id: str | None
+    profile_version: int
+    person: PersonAnswer | None
+    interests: list[InterestAnswer]
+    dislikes: list[EvidenceAnswer]
+    seen: int = Field(description="Items that they met, in whatever way.")
+    counts: dict[str, int] = Field(description="Events by kind.")
+
+
+class UserMergeAnswer(BaseModel):
+    """``already``: they were merged before, and nothing changed."""
+
+    outcome: Literal["merged", "already"]
+    profile_version: int
+
+
+class ErasedPlace(BaseModel):
+    """One place that held something of a person. ``pending``: it is not gone yet; the note says when it will be."""
+
+    place: str
+    removed: int
+    state: Literal["gone", "pending"]
+    note: str | None = None
+
+
+class ErasureAnswer(BaseModel):
+    """The receipt of an erasure. ``verified``: everything that is said to be gone was looked for, and not found."""
+
+    receipt_id: str
+    user: str
+    at: str
+    places: list[ErasedPlace]
+    verified: bool
+
+
+class ExportAnswer(UserAnswer):
+    """Everything that is kept of a person. Events are the latest first, as they were reported."""
+
+    at: str
+    sessions: list[str]
+    events: list[dict[str, Any]]
+    impressions: list[dict[str, Any]]
 
 
 class FieldError(BaseModel):

@@ -1,19 +1,31 @@
-"""What a shard replica does, without Ray: holds one shard of the newest snapshots and answers batches of queries."""
+"""What a shard replica does, without Ray: holds one shard of the newest snapshots, kept up to date with the change log,
+and answers batches of queries."""
 
 import asyncio
+import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from raysys.errors import RaysysError, SnapshotMismatch, SnapshotNotLoaded
+from raysys.errors import RaysysError, SnapshotMismatch, SnapshotNotLoaded, Unavailable
 from raysys.index.catalogue import Catalogue
+from raysys.index.shard_files import rows_of
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
+from raysys.keys import item_key, item_keys, shard_of, text_key
+from raysys.recall.live import LiveItem
 from raysys.recall.shard import Shard
-from raysys.types import Candidates, RecallQuery
+from raysys.state.protocol import StateStore
+from raysys.types import Candidates, ItemChange, RecallQuery
 
 HELD_SNAPSHOTS = 2  # the one in use, and the next one or the one before
+POLL_S = 0.05
+PAGE = 1_000
+
+log = logging.getLogger(__name__)
 
 
 def recall_thread(threads: int) -> ThreadPoolExecutor:
@@ -21,26 +33,44 @@ def recall_thread(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="recall", initializer=set_threads, initargs=(threads,))
 
 
-class ShardHost:
-    """One shard, in the snapshots that requests may ask for. Searches run in ``thread``, beside the event loop."""
+@dataclass
+class _Held:
+    """One shard of one snapshot, and up to where the log has been applied to it."""
 
-    def __init__(self, number: int, n_shards: int, store: SnapshotStore, thread: ThreadPoolExecutor) -> None:
-        self.number, self._n_shards, self._store = number, n_shards, store
-        self._held: OrderedDict[str, Shard] = OrderedDict()
+    shard: Shard
+    fingerprint: str
+    position: int
+
+
+class ShardHost:
+    """One shard, in the snapshots that requests may ask for. Searches and changes take turns in ``thread``."""
+
+    def __init__(
+        self, number: int, n_shards: int, store: SnapshotStore, thread: ThreadPoolExecutor, state: StateStore
+    ) -> None:
+        self.number, self._n_shards, self._store, self._state = number, n_shards, store, state
+        self._held: OrderedDict[str, _Held] = OrderedDict()
         self._loading = asyncio.Lock()
         self._thread = thread
+        self._task: asyncio.Task[None] | None = None
 
     async def prepare(self, snapshot_id: str) -> None:
-        """Hold this snapshot. Raises SnapshotError when it cannot be opened; what is held stays held."""
+        """Hold this snapshot, every change up to now included. What is held stays held.
+
+        Raises SnapshotError when it cannot be opened, Unavailable when the change log cannot be read.
+        """
         async with self._loading:
             if snapshot_id not in self._held:
-                shard = await asyncio.get_running_loop().run_in_executor(None, self._open, snapshot_id)
-                self._held[snapshot_id] = shard
+                held = await asyncio.get_running_loop().run_in_executor(None, self._open, snapshot_id)
+                await self._catch_up(held)
+                self._held[snapshot_id] = held
             self._held.move_to_end(snapshot_id)  # after a rollback the older one is the one in use
             while len(self._held) > HELD_SNAPSHOTS:
                 self._held.popitem(last=False)
+            if self._task is None:
+                self._task = asyncio.create_task(self._follow())
 
-    def _open(self, snapshot_id: str) -> Shard:
+    def _open(self, snapshot_id: str) -> _Held:
         catalogue = Catalogue(self._store.folder(snapshot_id))
         if len(catalogue.shards) != self._n_shards:
             raise SnapshotMismatch(
@@ -49,7 +79,52 @@ class ShardHost:
             )
         shard = Shard(self.number, catalogue.shards[self.number])
         shard.warm_up()
-        return shard
+        manifest = catalogue.manifest
+        return _Held(shard, manifest.encoder_identity.fingerprint(), manifest.change_sequence)
+
+    async def stop(self) -> None:
+        """End the following of the log."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                async with self._loading:
+                    for held in self._held.values():
+                        await self._catch_up(held)
+            except Unavailable as error:
+                log.warning("shard %d cannot read the change log now: %s", self.number, error)
+                await asyncio.sleep(1.0)
+
+    async def _catch_up(self, held: _Held) -> None:
+        while changes := await self._state.item_changes(held.position, PAGE):
+            mine = [c for c in changes if shard_of(item_key(c.item_id), self._n_shards) == self.number]
+            if mine:
+                items = await self._with_vectors(held, mine)
+                await asyncio.get_running_loop().run_in_executor(self._thread, held.shard.apply, items)
+            held.position = changes[-1].sequence
+
+    async def _with_vectors(self, held: _Held, changes: Sequence[ItemChange]) -> list[LiveItem]:
+        """Each change with the vector of its text: the snapshot's where the text is the same, or that of the store.
+
+        None where nobody has encoded it yet; when somebody has, the item comes again.
+        """
+        texts = [text_key(held.fingerprint, change.text) for change in changes]
+        files = held.shard.files
+        rows = rows_of(files.keys, item_keys(change.item_id for change in changes)).tolist()
+        known = [row >= 0 and files.items["text_key"][row].as_py() == key for row, key in zip(rows, texts, strict=True)]
+        wanted = [
+            key for key, is_known, change in zip(texts, known, changes, strict=True) if not is_known and change.text
+        ]
+        stored = await self._state.vectors(wanted) if wanted else {}
+        return [
+            LiveItem(change, files.vectors[row] if is_known else stored.get(key))
+            for change, row, key, is_known in zip(changes, rows, texts, known, strict=True)
+        ]
 
     async def recall(self, batch: Sequence[tuple[str, RecallQuery]]) -> list[Candidates | Exception]:
         """One answer for each (snapshot id, query). A wrong query fails alone."""
@@ -65,15 +140,19 @@ class ShardHost:
         try:
             if snapshot_id not in self._held:
                 await self.prepare(snapshot_id)
-            shard = self._held[snapshot_id]
+            shard = self._held[snapshot_id].shard
         except RaysysError as error:
             return [SnapshotNotLoaded(f"shard {self.number} cannot serve {snapshot_id}: {error}")] * len(queries)
         return await asyncio.get_running_loop().run_in_executor(self._thread, _recall, shard, queries)
 
     def status(self) -> dict[str, Any]:
-        """The snapshots held, the one prepared last at the end, and the number of items in it."""
+        """The snapshots held, the one prepared last at the end; items in it, and up to which change it is."""
         newest = next(reversed(self._held.values()), None)
-        return {"snapshots": list(self._held), "items": 0 if newest is None else newest.n_items}
+        return {
+            "snapshots": list(self._held),
+            "items": 0 if newest is None else newest.shard.n_items,
+            "change_sequence": 0 if newest is None else newest.position,
+        }
 
 
 def _recall(shard: Shard, queries: list[RecallQuery]) -> Sequence[Candidates | Exception]:

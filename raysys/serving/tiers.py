@@ -11,6 +11,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from raysys.config import TierSettings
+from raysys.encoder.protocol import Role
 from raysys.errors import Overloaded, Unavailable
 from raysys.serving.coalescer import Coalescer
 from raysys.types import Candidates, RecallQuery, Vectors
@@ -72,8 +73,8 @@ class RemoteEncoder:
     def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
         self._tier = Tier("encoder", plain(handle).encode.remote, settings, deadline_s)
 
-    async def encode(self, text: str) -> Vectors:
-        vector: Vectors = await self._tier.ask(text)
+    async def encode(self, text: str, role: Role) -> Vectors:
+        vector: Vectors = await self._tier.ask((text, role))
         return vector
 
 

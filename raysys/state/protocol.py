@@ -66,6 +66,18 @@ class StateStore(Protocol):
         """
         ...
 
+    async def sessions(self, user: str) -> list[str]:
+        """The keys of the sessions linked to a user, ascending; a linked session answers for its user."""
+        ...
+
+    async def forget(self, user: str, event_ids: Sequence[str], text_keys: Sequence[bytes] = ()) -> int:
+        """Remove these events of a user for good, and the vectors of these texts. Returns how many events went.
+
+        Events of others, and ids that nobody has, are passed over. The version grows where an event went. A linked
+        session stands for its user. An id that went is unknown from then on: sent again, it counts again.
+        """
+        ...
+
     async def erase(self, user: str, text_keys: Sequence[bytes] = ()) -> dict[str, int]:
         """Remove a person wholly: events, person, links of their sessions, and the vectors of these texts.
 

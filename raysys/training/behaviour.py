@@ -6,6 +6,7 @@ A user's events stay together, so that pairs can be counted; all targets of a so
 strongest are kept; and each shard reads the weights that lead to its own items.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,40 @@ from numpy.typing import NDArray
 from raysys.data import events, readers
 from raysys.keys import item_keys
 from raysys.profile.fold import event_weight
-from raysys.training import popularity, transition
+from raysys.training import changes, popularity, transition
 from raysys.training.items import by_code, write_rejects
 from raysys.training.plan import BuildPlan
 from raysys.types import Keys
 
 
 def stage_events(plan: BuildPlan, number: int) -> dict[str, Any]:
-    """Read and check one split of the events, cut by user. Returns counts and the time of the latest event."""
+    """Read and check one split of the events, cut by user. Returns counts and the time of the latest event.
+
+    What people did before they were erased is left out, and counted as ``erased``.
+    """
     settings = plan.settings.events
     assert settings is not None  # noqa: S101  # there are no event splits without settings
     wanted = list(dict.fromkeys(plan.inputs.event_columns.values()))
-    kept, rejects, n_read = [], [], 0
+    kept, rejects, n_read, n_erased = [], [], 0, 0
+    erased = changes.erased_users(plan.staging)
     for batch in readers.read(plan.inputs.events[number], wanted):
         n_read += len(batch.table) + len(batch.rejects)
         prepared = events.prepare_events(batch, settings, plan.inputs.event_columns)
         rejects += prepared.rejects
-        kept.append(prepared.events)
+        stays = _stays(prepared.events, erased)
+        n_erased += int(np.count_nonzero(~stays))
+        kept.append(prepared.events.filter(pa.array(stays)))
     write_rejects(plan, f"events-{number:06d}", rejects)
     latest_s = _write_by_user(plan, number, pa.concat_tables(kept)) if kept else -np.inf
-    return {"read": n_read, "kept": sum(map(len, kept)), "rejected": by_code(rejects), "latest_s": latest_s}
+    n_kept = sum(map(len, kept))
+    return {"read": n_read, "kept": n_kept, "erased": n_erased, "rejected": by_code(rejects), "latest_s": latest_s}
+
+
+def _stays(table: pa.Table, erased: Mapping[str, float]) -> NDArray[np.bool_]:
+    """[n] bool: which events are later than the erasure of their user."""
+    erased_s = np.array([erased.get(user_id, -np.inf) for user_id in table["user_id"].to_pylist()], dtype=np.float64)
+    stays: NDArray[np.bool_] = table["timestamp_s"].to_numpy() > erased_s
+    return stays
 
 
 def _write_by_user(plan: BuildPlan, number: int, table: pa.Table) -> float:

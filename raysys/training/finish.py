@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysys.config import ItemRules
 from raysys.data.catalog import ITEM_SCHEMA
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import CatalogError
@@ -122,6 +123,8 @@ def publish(
         has_contrast=contrast is not None,
         data_hash=_hash("".join(f.sha256 for name, f in files.items() if name.endswith("items.arrow"))),
         template_hash=_hash(plan.settings.catalog.template),
+        item_rules=ItemRules(**plan.settings.catalog.model_dump(include=set(ItemRules.model_fields))),
+        change_sequence=plan.change_sequence,
         written_by=writers(),
     )
     store = SnapshotStore(plan.settings.index.root)

@@ -15,6 +15,7 @@ from raysys.data import catalog, readers
 from raysys.data.rejects import Reject, rejects_table
 from raysys.encoder.protocol import Encoder, EncoderIdentity
 from raysys.keys import item_keys, text_key
+from raysys.training import changes
 from raysys.training.plan import BuildPlan
 
 KEY, TEXT = "item_key", "item_text"
@@ -33,17 +34,31 @@ def stage_items(plan: BuildPlan, number: int) -> dict[str, Any]:
     table = pa.concat_tables(kept) if kept else None
     n_kept = 0 if table is None else len(table)
     if table is not None and n_kept:
-        _write_by_shard(plan, number, table)
+        _write_by_shard(plan, "items", number, table)
     write_rejects(plan, f"items-{number:06d}", rejects)
     return {"read": n_read, "kept": n_kept, "rejected": by_code(rejects)}
 
 
-def _write_by_shard(plan: BuildPlan, number: int, table: pa.Table) -> None:
+def stage_changes(plan: BuildPlan) -> dict[str, Any]:
+    """Cut the live changes by shard. Returns counts: ``folded``, deletions included, and ``rejected``."""
+    n_folded, rejects = 0, []
+    first = len(plan.inputs.items)  # they come after every row of the catalogue
+    for number, batch in enumerate(changes.batches(plan.staging), start=first):
+        folded = changes.prepare(batch, plan.settings.catalog, plan.inputs.attributes, number)
+        n_folded += len(batch)
+        rejects += folded.rejects
+        _write_by_shard(plan, "changes", number, folded.items)
+        _write_by_shard(plan, "gone", number, folded.gone)
+    write_rejects(plan, f"items-{first:06d}", rejects)
+    return {"folded": n_folded, "rejected": by_code(rejects)}
+
+
+def _write_by_shard(plan: BuildPlan, kind: str, number: int, table: pa.Table) -> None:
     keys = item_keys(table["item_id"].to_pylist())
     table = table.append_column(KEY, pa.array(keys))
     shard = keys % np.uint64(plan.n_shards)
     for s in np.unique(shard):
-        path = plan.staged("items", f"{s:05d}") / f"{number:06d}.parquet"
+        path = plan.staged(kind, f"{s:05d}") / f"{number:06d}.parquet"
         pq.write_table(table.filter(pa.array(shard == s)), path)
 
 
@@ -62,13 +77,15 @@ def by_code(rejects: list[Reject]) -> dict[str, int]:
 
 
 def settle_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dict[str, Any]:
-    """All items of one shard, the last of each id, sorted by key; and files of the texts that have no vector yet."""
-    files = sorted(plan.staged("items", f"{number:05d}").glob("*.parquet"))
-    if not files:
-        return {"items": 0, "duplicates": 0, "collisions": 0, "todo": 0, "unchanged": 0}
-    items, duplicates = catalog.last_wins(pa.concat_tables([pq.read_table(f, partitioning=None) for f in files]))
-    items = items.sort_by(KEY)
-    items, collisions = _without_collisions(items)
+    """All items of one shard, the last of each id, sorted by key; and files of the texts that have no vector yet.
+
+    Returns counts. ``duplicates``: rows of the catalogue with a later one. ``replaced_by_change``: those with a live
+    change. ``deleted_by_change``: items of the catalogue that stay away, as a live change says.
+    """
+    items, counts = _latest(plan, number)
+    if not len(items):
+        return {**counts, "items": 0, "collisions": 0, "todo": 0, "unchanged": 0}
+    items, collisions = _without_collisions(items.sort_by(KEY))
     fingerprint = identity.fingerprint()
     texts = items[TEXT].to_pylist()
     keys = [text_key(fingerprint, text) for text in texts]
@@ -78,12 +95,29 @@ def settle_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dic
     todo = {key: text for key, text in zip(keys, texts, strict=True) if key not in done}
     _write_todo(plan, number, todo)
     return {
+        **counts,
         "items": len(items),
-        "duplicates": duplicates,
         "collisions": collisions,
         "todo": len(todo),
         "unchanged": len(set(keys)) - len(todo),
     }
+
+
+def _latest(plan: BuildPlan, number: int) -> tuple[pa.Table, dict[str, int]]:
+    """The last row of each item of a shard; a live change wins over every row of the catalogue."""
+    schema = catalog.item_schema(plan.inputs.attributes)
+    items, duplicates = catalog.last_wins(_staged(plan, "items", number, schema))
+    items, replaced = catalog.last_wins(pa.concat_tables([items, _staged(plan, "changes", number, schema)]))
+    kept = changes.without(items, _staged(plan, "gone", number, changes.GONE_SCHEMA)["item_id"])
+    counts = {"duplicates": duplicates, "replaced_by_change": replaced, "deleted_by_change": len(items) - len(kept)}
+    return kept, counts
+
+
+def _staged(plan: BuildPlan, kind: str, number: int, schema: pa.Schema) -> pa.Table:
+    """What ``_write_by_shard`` has written for a shard."""
+    nothing = schema.append(pa.field(KEY, pa.uint64())).empty_table()
+    files = sorted(plan.staged(kind, f"{number:05d}").glob("*.parquet"))
+    return pa.concat_tables([nothing, *(pq.read_table(file, partitioning=None) for file in files)])
 
 
 def _without_collisions(items: pa.Table) -> tuple[pa.Table, int]:

@@ -15,10 +15,11 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
     report = Report(clock)
     with planned(settings, clock.now_s()) as plan:
         for number in range(len(plan.inputs.items)):
-            _count(report, "items_", items.stage_items(plan, number))
+            report.add_staged(items.stage_items(plan, number), "items_")
+        report.add_staged(items.stage_changes(plan), "changes_")
         event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
         for counts in event_counts:
-            _count(report, "events_", counts)
+            report.add_staged(counts, "events_")
         latest_s = max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
         parts = range(plan.n_shards)
         for part in parts:
@@ -32,8 +33,3 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
             report.add(items.encode_file(plan, path, encoder))
         finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
         return finish.publish(plan, encoder.identity, finished, report.as_dict())
-
-
-def _count(report: Report, prefix: str, counts: dict[str, object]) -> None:
-    report.add({name: int(str(counts[name])) for name in ("read", "kept")}, prefix)
-    report.rejected.update(counts["rejected"])  # type: ignore[call-overload]  # reason -> rows

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import EmbeddingStore
 from raysys.errors import CatalogError
 from raysys.index.store import SnapshotStore
+from raysys.training import changes
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Everything a stage needs; small, and the same on every worker. All paths are seen by every node."""
+    """Everything a stage needs; small, and the same on every worker. All paths are seen by every node.
+
+    change_sequence: live changes up to this one are in the staging folder, 0 = none.
+    """
 
     settings: BuildSettings
     inputs: Inputs
     snapshot_id: str
     snapshot: Path
     staging: Path
+    change_sequence: int = 0
 
     @property
     def n_shards(self) -> int:
@@ -59,6 +64,8 @@ class BuildPlan:
 
 def find_inputs(settings: BuildSettings) -> Inputs:
     """Look at the input files and match their columns. Raises ConfigError that names what is missing, CatalogError."""
+    if settings.state is not None:
+        changes.check_location(settings.state)
     items = readers.discover(settings.catalog.path, settings.catalog.format)
     item_columns = catalog.resolve_columns(settings.catalog, readers.columns_of(items[0]))
     wanted = catalog.columns_to_read(settings.catalog, item_columns)
@@ -77,11 +84,11 @@ def find_inputs(settings: BuildSettings) -> Inputs:
 def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
     """The plan of one build, and an end without litter: whatever happens, nothing is left but what was published.
 
-    Raises what ``find_inputs`` raises.
+    Raises what ``find_inputs`` and ``changes.take_log`` raise.
     """
     plan = make_plan(settings, now_s)
     try:
-        yield plan
+        yield _with_changes(plan)
     except BaseException:
         # Once the pointer has moved, the snapshot may be served already: it must outlive a Ctrl-C that comes late.
         if not SnapshotStore(settings.index.root).is_published(plan.snapshot_id):
@@ -89,6 +96,13 @@ def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
         raise
     finally:
         shutil.rmtree(plan.staging, ignore_errors=True)
+
+
+def _with_changes(plan: BuildPlan) -> BuildPlan:
+    """The plan with the log of changes in its staging folder, where the settings say where that is."""
+    if plan.settings.state is None:
+        return plan
+    return replace(plan, change_sequence=changes.take_log(plan.settings.state, plan.staging))
 
 
 def make_plan(settings: BuildSettings, now_s: float) -> BuildPlan:

@@ -7,6 +7,7 @@ from typing import Any
 
 from raysys.clock import Clock
 
+_STAGED = ("read", "kept", "erased", "folded")
 MIN_TEXTS_FOR_SPEED = 1_000  # with fewer, a speed would only tell of the start-up
 
 
@@ -33,6 +34,11 @@ class Report:
         for name, n in counts.items():
             self.counts[prefix + name] += n
 
+    def add_staged(self, counts: Mapping[str, Any], prefix: str) -> None:
+        """Add what a stage that reads has counted; ``rejected``: reason -> rows."""
+        self.add({name: counts[name] for name in _STAGED if counts.get(name) is not None}, prefix)
+        self.rejected.update(counts["rejected"])
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, as plain values."""
         encode_s = self.stages_s.get("encode", 0.0)
@@ -54,8 +60,15 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
         yield f"  quarantined {n:,}: {reason}"
     if get("duplicates", 0):
         yield f"  {get('duplicates'):,} rows repeat an item_id: the last of each was kept"
+    if get("changes_folded", 0):
+        yield (
+            f"changes folded {get('changes_folded'):,}: items of the catalogue replaced "
+            f"{get('replaced_by_change', 0):,}, deleted {get('deleted_by_change', 0):,}"
+        )
     if get("events_read", 0):
         yield f"events read {get('events_read', 0):,}, kept {get('events_kept', 0):,}"
+    if get("events_erased", 0):
+        yield f"  {get('events_erased'):,} events left out: their people were erased"
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"

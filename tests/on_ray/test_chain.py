@@ -18,6 +18,7 @@ from raysys.encoder.build import build_encoder
 from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
+from raysys.lookup import Lookup, NothingLive
 from raysys.recommender import Recommender
 from raysys.serving.deploy import replica_pids
 from raysys.serving.session import LocalService
@@ -62,7 +63,9 @@ def oracle(root: str) -> Recommender:
     shards = LocalRecall(open_shards(store.folder(catalogue.snapshot_id)))
     encoder = LocalEncoder(build_encoder(catalogue.manifest.encoder))
     k = ServeSettings().candidates_per_source
-    return Recommender(catalogue, encoder, shards, LocalRanker(RankingSettings()), ProfileSettings(), k)
+    return Recommender(
+        Lookup(catalogue, NothingLive()), encoder.encode, shards, LocalRanker(RankingSettings()), ProfileSettings(), k
+    )
 
 
 def some_requests(recommender: Recommender) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ LAYERS = {
     "profile": 3,
     "recall": 3,
     "ranking": 3,
+    "lookup": 4,
     "recommender": 4,
     "in_process": 4,
     "training": 4,

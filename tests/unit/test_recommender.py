@@ -218,7 +218,7 @@ async def test_similar_items_do_not_hold_the_item_itself(shop: Shop, path: Recom
 
 
 async def test_similar_to_an_unknown_item_or_one_without_text_is_refused(path: Recommender) -> None:
-    for item_id, why in (("nope", "no item 'nope'"), (SILENT, "no text")):
+    for item_id, why in (("nope", "no item 'nope'"), (SILENT, "no encoded text")):
         with pytest.raises(UnknownItem, match=why):
             await path.search(Request(limit=10, positive=(item_id,)))
 
@@ -247,7 +247,7 @@ class Down:
 
 
 async def test_without_the_encoder_the_rest_answers_and_says_so(shop: Shop, path: Recommender) -> None:
-    down = recommender(shop.snapshot(3), encoder=Down(Overloaded("full")))
+    down = recommender(shop.snapshot(3), encode=Down(Overloaded("full")).encode)
     answer = await down.recommend(Request(limit=10, query="bababa"), shop.profile(0))
     assert answer.degraded == ("encoder",)
     without = await path.recommend(Request(limit=10), shop.profile(0))
@@ -281,7 +281,7 @@ async def test_without_the_ranker_the_sum_of_the_sources_orders(shop: Shop) -> N
 
 
 async def test_a_callers_mistake_is_no_degradation(shop: Shop) -> None:
-    path = recommender(shop.snapshot(3), encoder=Down(InvalidInput("query", "is wrong")))
+    path = recommender(shop.snapshot(3), encode=Down(InvalidInput("query", "is wrong")).encode)
     with pytest.raises(InvalidInput, match="query"):
         await path.recommend(Request(limit=10, query="bababa"), STRANGER)
 
@@ -340,7 +340,7 @@ class Batched:
 
         return Coalescer(call, max_batch=64, max_in_flight=1, max_waiting=1_000)
 
-    async def encode(self, text):
+    async def encode(self, text, role):
         return await self._encoder.ask(text)
 
     async def recall(self, snapshot_id, query):
@@ -354,7 +354,7 @@ async def test_online_equals_batch(shop: Shop, path: Recommender) -> None:
     """One request at a time, against all at once through the batched verbs of encoder, shards and ranker."""
     cases = [(request, shop.profile(user)) for user in range(4) for request in REQUESTS]
     stages = Batched(shop)
-    together = recommender(shop.snapshot(3), encoder=stages, shards=stages, ranker=stages)
+    together = recommender(shop.snapshot(3), encode=stages.encode, shards=stages, ranker=stages)
     batch = await asyncio.gather(*(together.recommend(request, profile) for request, profile in cases))
     assert max(stages.sizes) > len(cases) / 2
     for (request, profile), theirs in zip(cases, batch, strict=True):

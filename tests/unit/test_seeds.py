@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from raysys.config import ProfileSettings
 from raysys.profile.seeds import decayed_mean, seeds
-from raysys.types import Interaction, Profile
+from raysys.types import Interaction, Person, Profile, Saying
 
-HALVING = ProfileSettings(step_decay=0.5)
+AGELESS = {"half_life_days": {}, "default_half_life_days": np.inf}
+HALVING = ProfileSettings(step_decay=0.5, **AGELESS)
+DAY_S = 86_400.0
 NONE = np.zeros(0, dtype=np.float32)
 NO_VECTORS = np.zeros((0, 2), dtype=np.float32)
 
@@ -73,11 +75,81 @@ def test_negative_overrules_everything():
 
 
 def test_weights_are_capped_and_lists_are_bounded():
-    settings = ProfileSettings(step_decay=1.0, history=2)
+    settings = ProfileSettings(step_decay=1.0, history=2, **AGELESS)
     found = seeds(profile(a=1.0, b=9.0, c=1.0, d=-1.0, e=-9.0, f=-1.0), settings)
     assert (found.items, found.weights.tolist()) == (("b", "c"), [3.0, 1.0])
     assert (found.negatives, found.negative_weights.tolist()) == (("e", "f"), [3.0, 1.0])
     assert found.seen == {"a", "b", "c", "d", "e", "f"}
+
+
+def test_weights_halve_with_the_days_before_the_newest():
+    settings = ProfileSettings(step_decay=1.0, half_life_days={"view": 10.0}, default_half_life_days=20.0)
+    made = (("a", 1.0, "view"), ("b", 1.0, "like"), ("c", -2.0, "dislike"), ("d", 3.0, "purchase"))
+    whole = Profile("u:ann", 4, tuple(Interaction(n, w, DAY_S * 20 * at, kind) for at, (n, w, kind) in enumerate(made)))
+    found = seeds(whole, settings)
+    assert found.weights.tolist() == [2.0**-6, 0.25, 3.0]
+    assert found.negative_weights.tolist() == [2.0]  # the newest of its own list
+    assert found.timestamps_s.tolist() == [0.0, DAY_S * 20, DAY_S * 60]
+
+
+def test_a_long_absence_changes_nothing():
+    settings = ProfileSettings(half_life_days={"view": 1.0})
+    times = (0.0, DAY_S, 3 * DAY_S)
+    then, much_later = (
+        Profile("u:ann", 3, tuple(Interaction(f"i{t}", 1.0, t + shift) for t in times)) for shift in (0.0, 1e9)
+    )
+    np.testing.assert_array_equal(seeds(then, settings).weights, seeds(much_later, settings).weights)
+
+
+def test_an_id_of_the_request_has_no_age_and_makes_nothing_older():
+    settings = ProfileSettings(step_decay=1.0, half_life_days={"view": 1.0})
+    of_days = Profile("u:ann", 2, (Interaction("a", 1.0, 0.0), Interaction("b", 1.0, DAY_S)))
+    found = seeds(of_days, settings, history=["c", "a"])
+    assert (found.items, found.weights.tolist()) == (("b", "c", "a"), [1.0, 1.0, 1.0])
+    assert found.timestamps_s.tolist() == [DAY_S, np.inf, np.inf]
+
+
+def test_years_ago_is_next_to_nothing():
+    ages = Profile("u:ann", 2, (Interaction("a", 1.0, 0.0), Interaction("b", 1.0, DAY_S * 365 * 2_000)))
+    assert seeds(ages, ProfileSettings()).weights.tolist() == [0.0, 1.0]
+
+
+def test_with_the_default_half_lives_a_week_matters_little():
+    week = Profile("u:ann", 7, tuple(Interaction(f"i{day}", 1.0, day * DAY_S) for day in range(7)))
+    with_age, without = seeds(week, ProfileSettings()), seeds(week, ProfileSettings(**AGELESS))
+    np.testing.assert_allclose(with_age.weights, without.weights, rtol=0.05)
+
+
+def test_what_is_pinned_does_not_fade_and_stays():
+    settings = ProfileSettings(step_decay=0.5, history=2, half_life_days={"view": 1.0})
+    items = tuple(Interaction(item, 1.0, DAY_S * at) for at, item in enumerate("abcd"))
+    pinning = Profile("u:ann", 4, items, person=Person("u:ann", pinned=frozenset("a")))
+    found = seeds(pinning, settings)
+    assert (found.items, found.weights.tolist()) == (("a", "d"), [1.0, 1.0])
+    assert seeds(Profile("u:ann", 4, items), settings).weights.tolist() == [0.25, 1.0]
+
+
+def test_texts_worked_by_hand():
+    settings = ProfileSettings(step_decay=0.5, half_life_days={"search": 1.0}, default_half_life_days=2.0)
+    sayings = (
+        Saying("tea", 1.0, 0.0, "search", "1"),
+        Saying("too sweet", -1.5, DAY_S, "review", "2"),
+        Saying("whatever", 0.0, DAY_S, "review", "3"),
+        Saying("a gardener", 1.0, DAY_S * 99, "description", "description"),
+        Saying("mugs", 9.0, DAY_S * 3, "chat", "4"),
+    )
+    found = seeds(Profile("u:ann", 5, sayings=sayings), settings)
+    assert found.sayings == ("a gardener", "tea", "too sweet", "mugs")
+    assert found.saying_weights.tolist() == [1.0, 0.25 * 0.125, -1.5 * 0.5 * 0.5, 3.0]
+    assert found.saying_weights.dtype == np.float32
+    assert found.items == ()
+    pinning = Profile("u:ann", 5, sayings=sayings, person=Person("u:ann", pinned=frozenset({"text:1"})))
+    assert seeds(pinning, settings).saying_weights.tolist() == [1.0, 1.0, -1.5 * 0.5 * 0.5, 3.0]
+
+
+def test_a_stranger_said_nothing():
+    found = seeds(Profile("u:new"), HALVING)
+    assert (found.sayings, found.saying_weights.shape, found.timestamps_s.shape) == ((), (0,), (0,))
 
 
 IDS = st.lists(st.sampled_from("abcdefgh"), max_size=12)

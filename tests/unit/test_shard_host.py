@@ -2,11 +2,13 @@
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from support import DIM, NOW_S, FixedClock, Shop
 
 from raysys.encoder.hashing import HashEncoder
@@ -15,6 +17,7 @@ from raysys.in_process import open_shards
 from raysys.index.filters import parse
 from raysys.index.store import SnapshotStore
 from raysys.serving.shard_host import ShardHost, recall_thread
+from raysys.state.sqlite import SqliteState
 from raysys.training.local import build_here
 from raysys.types import Candidates, RecallQuery
 
@@ -44,9 +47,18 @@ def snapshots(store: SnapshotStore) -> list[str]:
     return store.list()
 
 
-@pytest.fixture
-def host(store: SnapshotStore) -> ShardHost:
-    return ShardHost(1, 2, store, recall_thread(1))
+@pytest_asyncio.fixture
+async def state(tmp_path: Path) -> AsyncIterator[SqliteState]:
+    made = SqliteState(tmp_path / "state.sqlite3")
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture
+async def host(store: SnapshotStore, state: SqliteState) -> AsyncIterator[ShardHost]:
+    made = ShardHost(1, 2, store, recall_thread(1), state)
+    yield made
+    await made.stop()
 
 
 def held(host: ShardHost) -> list[str]:
@@ -111,8 +123,10 @@ async def test_a_snapshot_that_is_not_there_is_said_and_the_others_answer(
     assert held(host) == [snapshots[0]]
 
 
-async def test_another_number_of_shards_is_refused(shop: Shop, snapshots: list[str], store: SnapshotStore) -> None:
-    three = ShardHost(1, 3, store, recall_thread(1))
+async def test_another_number_of_shards_is_refused(
+    snapshots: list[str], store: SnapshotStore, state: SqliteState
+) -> None:
+    three = ShardHost(1, 3, store, recall_thread(1), state)
     with pytest.raises(SnapshotMismatch, match="2 shards, but 3 are deployed"):
         await three.prepare(snapshots[0])
     assert held(three) == []
@@ -123,7 +137,7 @@ async def test_another_number_of_shards_is_refused(shop: Shop, snapshots: list[s
 )
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
 async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
-    store: SnapshotStore, snapshots: list[str], tmp_path: Path, name: str, damage: str
+    store: SnapshotStore, snapshots: list[str], state: SqliteState, tmp_path: Path, name: str, damage: str
 ) -> None:
     for snapshot_id in snapshots[:2]:
         shutil.copytree(store.folder(snapshot_id), tmp_path / "snapshots" / snapshot_id)
@@ -132,13 +146,14 @@ async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
     path.unlink() if damage == "missing" else path.write_bytes(
         b"" if damage == "empty" else content[: len(content) // 2]
     )
-    host = ShardHost(1, 2, SnapshotStore(tmp_path), recall_thread(1))
+    host = ShardHost(1, 2, SnapshotStore(tmp_path), recall_thread(1), state)
     await host.prepare(snapshots[0])
     with pytest.raises(SnapshotError, match=Path(name).name):
         await host.prepare(snapshots[1])
     assert held(host) == [snapshots[0]]
     (answer,) = await host.recall([(snapshots[0], QUERY)])
     assert isinstance(answer, Candidates)
+    await host.stop()
 
 
 async def test_a_wrong_query_fails_alone(host: ShardHost, snapshots: list[str]) -> None:
@@ -150,7 +165,7 @@ async def test_a_wrong_query_fails_alone(host: ShardHost, snapshots: list[str]) 
 
 
 async def test_status_counts_the_newest(host: ShardHost, store: SnapshotStore, snapshots: list[str]) -> None:
-    assert host.status() == {"snapshots": [], "items": 0}
+    assert host.status() == {"snapshots": [], "items": 0, "change_sequence": 0}
     await host.prepare(snapshots[0])
     assert host.status()["items"] == store.manifest(snapshots[0]).shards[1].n_items
 

@@ -69,12 +69,14 @@ class _Build:
         kinds = [("items", n) for n in range(len(inputs.items))] + [("events", n) for n in range(len(inputs.events))]
         latest_s = float("-inf")
         with self._report.stage("read and clean"):
+            changed = _stage_changes.remote(self._plan)
             rows = [{"kind": kind, "number": number} for kind, number in kinds]
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
             for counts in _results(dataset.map_batches(_stage_one, fn_args=(self._plan,), **_ONE_BY_ONE)):
-                self._report.add({k: counts[k] for k in ("read", "kept")}, f"{counts['kind']}_")
-                self._report.rejected.update({r["reason"]: r["n"] for r in counts["rejected"]})
+                counts["rejected"] = {r["reason"]: r["n"] for r in counts["rejected"]}
+                self._report.add_staged(counts, f"{counts['kind']}_")
                 latest_s = max(latest_s, counts["latest_s"])
+            self._report.add_staged(ray.get(changed), "changes_")
         self._say(f"read {self._report.counts['items_read']:,} rows, {self._report.counts['events_read']:,} events")
         return latest_s
 
@@ -154,6 +156,7 @@ _COUNTS = pa.schema(
         ("kind", pa.string()),
         ("read", pa.int64()),
         ("kept", pa.int64()),
+        ("erased", pa.int64()),
         ("latest_s", pa.float64()),
         ("rejected", pa.list_(pa.struct([("reason", pa.string()), ("n", pa.int64())]))),
     ]
@@ -186,6 +189,11 @@ class _Encoder:
 @ray.remote
 def _identity(settings: EncoderSettings) -> EncoderIdentity:
     return build_encoder(settings).identity
+
+
+@ray.remote
+def _stage_changes(plan: BuildPlan) -> dict[str, Any]:
+    return items.stage_changes(plan)
 
 
 @ray.remote

@@ -1,0 +1,110 @@
+"""The HTTP side of a gateway, whatever stands behind it: state, routes, and the snapshot in use."""
+
+import asyncio
+import logging
+
+from prometheus_client import Counter
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raysys.clock import Clock, SystemClock
+from raysys.config import ImpressionSettings, ServeSettings
+from raysys.errors import Unavailable
+from raysys.index.catalogue import Catalogue
+from raysys.profile.reader import Profiles
+from raysys.recommender import Encode, Ranker, Recall, Recommender
+from raysys.serving.api import Health, Routes, create_app
+from raysys.serving.current import InUse, open_current
+from raysys.serving.edge import Metrics
+from raysys.serving.events import Events
+from raysys.serving.impressions import ImpressionLog
+from raysys.serving.items import Items
+from raysys.serving.people import People
+from raysys.serving.service import Service
+from raysys.state.open import open_state
+
+HOUSEKEEPING_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Front:
+    """Made once a gateway replica; ``take`` puts it on a snapshot."""
+
+    def __init__(self, settings: ServeSettings, clock: Clock | None = None) -> None:
+        self._settings, self._metrics = settings, Metrics()
+        self._clock = SystemClock() if clock is None else clock
+        self.state = open_state(settings.state)
+        self.in_use = InUse()
+        self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    def app(self, health: Health) -> ASGIApp:
+        """The HTTP API."""
+        settings = self._settings
+        profiles = Profiles(self.state, settings.profile, self._clock)
+        is_alone = settings.gateway.max_replicas == 1
+        routes = Routes(
+            Service(self.in_use, profiles, self._metrics, self.impressions),
+            Items(self.in_use, self.state, self._clock),
+            Events(self.in_use, self.state, settings.profile, self._metrics, self._clock),
+            People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
+            self._metrics,
+        )
+        return self._closing_last(create_app(routes, health))
+
+    async def take(self, catalogue: Catalogue, encode: Encode, shards: Recall, ranker: Ranker) -> None:
+        """Answer from this snapshot, and every change after it, from the next request on. Raises Unavailable."""
+        current = await open_current(
+            catalogue, encode, shards, ranker, self._settings, self.state, self._metrics, self._clock
+        )
+        await self.in_use.replace(current)
+        if self._housekeeping is None:
+            self._housekeeping = asyncio.create_task(self._keep_house())
+
+    @property
+    def recommender(self) -> Recommender:
+        """The path over the snapshot in use. Raises Unavailable before the first."""
+        return self.in_use.now().recommender
+
+    async def close(self) -> None:
+        """End what runs in the background, and let go of the store."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        await self.in_use.stop()
+        await self._close_impressions()
+        await self.state.close()
+
+    def _closing_last(self, app: ASGIApp) -> ASGIApp:
+        """The app, which writes the last impressions before it says that it has shut down."""
+
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_after_closing(message: Message) -> None:
+                if message["type"] == "lifespan.shutdown.complete":
+                    await self._close_impressions()
+                await send(message)
+
+            await app(scope, receive, send_after_closing if scope["type"] == "lifespan" else send)
+
+        return wrapped
+
+    async def _close_impressions(self) -> None:
+        if self.impressions is not None:
+            await asyncio.to_thread(self.impressions.close)
+
+    async def _keep_house(self) -> None:
+        """Remove what has expired."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            try:
+                await self.state.expire(self._clock.now_s())
+            except Unavailable as error:
+                log.warning("expired events stay for now: %s", error)
+
+
+def _open_impressions(settings: ImpressionSettings, clock: Clock, metrics: Metrics) -> ImpressionLog | None:
+    if settings.folder is None:
+        return None
+    dropped = Counter(
+        "raysys_impressions_dropped", "Rows of the impression log that were lost", registry=metrics.registry
+    )
+    return ImpressionLog(settings.folder, settings, clock, dropped.inc)

@@ -1,0 +1,60 @@
+"""The stages of the path inside one serving process: what ``topology: fused`` is made of. Knows nothing of Ray."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from raysys.config import TierSettings
+from raysys.encoder.batching import encode_each
+from raysys.encoder.protocol import Encoder, Role
+from raysys.index.store import SnapshotStore
+from raysys.serving.coalescer import Coalescer
+from raysys.serving.shard_host import ShardHost, recall_thread
+from raysys.state.protocol import StateStore
+from raysys.types import Candidates, RecallQuery, Vectors
+
+
+class ThreadEncoder:
+    """An encoder in a thread of this process; waiting texts are encoded together."""
+
+    def __init__(self, encoder: Encoder, tier: TierSettings) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+        self._coalescer: Coalescer[tuple[str, Role], Vectors] = Coalescer(
+            self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
+        )
+
+    async def _encode(self, texts: list[tuple[str, Role]]) -> Sequence[Vectors | Exception]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, encode_each, self._encoder, texts)
+
+    async def encode(self, text: str, role: Role) -> Vectors:
+        return await self._coalescer.ask((text, role))
+
+
+class HostedRecall:
+    """All shards in this process, one after the other in one thread: two would fight over the interpreter."""
+
+    def __init__(self, n_shards: int, store: SnapshotStore, state: StateStore, threads: int) -> None:
+        thread = recall_thread(threads)
+        self._hosts = [ShardHost(number, n_shards, store, thread, state) for number in range(n_shards)]
+
+    async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
+        answers = await asyncio.gather(*(host.recall([(snapshot_id, query)]) for host in self._hosts))
+        found = []
+        for (answer,) in answers:
+            if isinstance(answer, Exception):
+                raise answer
+            found.append(answer)
+        return found, []
+
+    async def prepare(self, snapshot_id: str) -> None:
+        for host in self._hosts:
+            await host.prepare(snapshot_id)
+
+    async def stop(self) -> None:
+        for host in self._hosts:
+            await host.stop()
+
+    def status(self) -> dict[str, Any]:
+        return {f"shard-{host.number:02d}": host.status() for host in self._hosts}

@@ -1,0 +1,109 @@
+"""Encodes texts when they appear, beside the requests, and keeps their vectors in the store.
+
+A text that waits when the process dies is not lost: the text itself is in the store, and whoever needs its vector
+next asks for it again.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raysys.encoder.protocol import Role
+from raysys.errors import RaysysError
+from raysys.keys import text_key
+from raysys.recommender import Encode
+from raysys.state.protocol import StateStore
+from raysys.types import Vectors
+
+MAX_WAITING = 10_000
+MAX_HELD = 20_000  # vectors: 30 MB at 384 dimensions
+TEXTS_PER_ROUND = 32  # so that queries come in between
+RETRY_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    text: str
+    role: Role
+    item_id: str | None
+
+
+class NearLine:
+    """Vectors of texts by their hash: at hand, in the store, or made now in the background."""
+
+    def __init__(self, encode: Encode, state: StateStore, fingerprint: str) -> None:
+        self._encode, self._state, self._fingerprint = encode, state, fingerprint
+        self._held: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._waiting: OrderedDict[bytes, _Wanted] = OrderedDict()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def key(self, text: str, role: Role) -> bytes:
+        """The name of a text's vector; one of an item is named as in a build."""
+        return text_key(self._fingerprint if role == "item" else f"{self._fingerprint}/{role}", text)
+
+    async def vectors(self, texts: Sequence[str], role: Role) -> list[Vectors | None]:
+        """[dim] float32 a text, None for one that is not encoded yet."""
+        keys = [self.key(text, role) for text in texts]
+        missing = [key for key in keys if key not in self._held]
+        if missing:
+            for key, vector in (await self._state.vectors(missing)).items():
+                self._hold(key, vector)
+        return [self._held.get(key) for key in keys]
+
+    def submit(self, text: str, role: Role, item_id: str | None = None) -> None:
+        """Have a text encoded soon; ``item_id``: the item whose text it is. What there is no room for comes again."""
+        key = self.key(text, role)
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting[key] = _Wanted(text, role, item_id)
+            self._wake.set()
+
+    def forget(self, keys: Sequence[bytes]) -> int:
+        """Keep nothing of these texts in memory, and do not encode them. Returns how many were here."""
+        here = [key for key in keys if key in self._held or key in self._waiting]
+        for key in here:
+            self._held.pop(key, None)
+            self._waiting.pop(key, None)
+        return len(here)
+
+    def start(self) -> None:
+        """Begin to encode what is submitted."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                try:
+                    await self._round()
+                except RaysysError as error:
+                    log.warning("%d texts wait to be encoded: %s", len(self._waiting), error)
+                    await asyncio.sleep(RETRY_S)
+
+    async def _round(self) -> None:
+        chosen = dict(list(self._waiting.items())[:TEXTS_PER_ROUND])
+        vectors = await asyncio.gather(*(self._encode(wanted.text, wanted.role) for wanted in chosen.values()))
+        encoded = dict(zip(chosen, vectors, strict=True))
+        made = {key: vector for key, vector in encoded.items() if key in self._waiting}  # the rest was forgotten
+        await self._state.put_vectors(made, [w.item_id for w in chosen.values() if w.item_id is not None])
+        for key, vector in made.items():
+            if self._waiting.pop(key, None) is not None:
+                self._hold(key, vector)
+
+    def _hold(self, key: bytes, vector: Vectors) -> None:
+        self._held[key] = vector
+        self._held.move_to_end(key)
+        while len(self._held) > MAX_HELD:
+            self._held.popitem(last=False)
