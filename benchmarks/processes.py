@@ -1,19 +1,25 @@
 """Child processes of a benchmark: started, watched, and always ended, by their ids."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raysys.serving.local_head import descendants, end_all
+from redis import Redis, RedisError
+
+from raysys.errors import ConfigError
+from raysys.serving.local_head import descendants, end_all, free_ports
 
 HERE = Path(__file__).parent
 WATCH_EVERY_S = 0.5
+REDIS_START_TIMEOUT_S = 20.0
 
 
 def script(name: str, *arguments: str | Path) -> list[str]:
@@ -54,6 +60,37 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
     return output, peak_mib
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """An empty Redis that keeps what it acknowledges, for the length of a ``with`` block. Yields its URL.
+
+    Raises ConfigError where redis-server is not installed.
+    """
+    binary = shutil.which("redis-server")
+    if binary is None:
+        raise ConfigError("redis-server is not on the PATH: apt-get install redis-server, or take --state sqlite")
+    folder.mkdir(parents=True, exist_ok=True)
+    (port,) = free_ports(1)
+    where = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+    kept = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    with child([binary, *where, *kept], stdout=subprocess.DEVNULL) as process:
+        _wait_for_redis(process, port)
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def _wait_for_redis(process: "subprocess.Popen[str]", port: int) -> None:
+    deadline_s = time.monotonic() + REDIS_START_TIMEOUT_S
+    with Redis(port=port) as client:
+        while process.poll() is None and time.monotonic() < deadline_s:
+            try:
+                client.ping()
+            except RedisError:
+                time.sleep(0.05)
+            else:
+                return
+    raise RuntimeError("redis-server did not start")
 
 
 class PeakMemory:

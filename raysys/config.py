@@ -206,7 +206,10 @@ class RankingSettings(Settings):
 
     query: float = 1.0
     profile: float = 0.12
+    said: float = 0.5
     transition: float = 1.0
+    trending: float = 0.05
+    fresh: float = 0.02
     popular: float = 0.02
 
 
@@ -267,6 +270,7 @@ class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
     ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
+    ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -282,6 +286,7 @@ class ServeSettings(Settings):
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()
     impressions: ImpressionSettings = ImpressionSettings()
+    probe_every_s: Annotated[float, Field(gt=0)] | None = None
 
 
 S = TypeVar("S", bound=Settings)

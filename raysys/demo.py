@@ -6,9 +6,9 @@ Films as Parquet -> `ray job submit` of the indexing job -> Serve -> HTTP, told 
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,12 +20,11 @@ from rich.console import Console
 
 from raysys.cli import answer_table, wait_for_signal
 from raysys.client import Client
-from raysys.config import DEFAULT_HOME, EventsSettings, ProfileSettings
+from raysys.config import DEFAULT_HOME, EventsSettings
 from raysys.data.films import Films, write_films
 from raysys.doctor import holder_of
 from raysys.errors import ConfigError, RaysysError, Unavailable
-from raysys.profile.imports import import_events
-from raysys.profile.sqlite import SqliteProfileStore
+from raysys.profile.imports import import_into
 from raysys.serving.local_head import is_free
 from raysys.serving.session import LocalService, local_service
 
@@ -33,6 +32,9 @@ PORT = 8000
 USER = "15"
 NEWCOMER = "films about space travel and robots, with a good laugh"
 FILM, FILM_TITLE = "1", "Toy Story"
+WRITTEN = "haunted houses and vampires, please"
+NEW_FILM = "The Vampire in the Haunted House"
+EFFECT_TIMEOUT_S = 10.0
 HOBBIES = ["电影", "旅游", "运动", "美食", "音乐"]
 SENTENCE = "我喜欢看电影和旅游"
 TIMED_REQUESTS = 100
@@ -89,7 +91,7 @@ def _films(service: LocalService, home: Path, films: Films) -> None:
     }
     with step("ray job submit: embed 9,066 films with MiniLM, count who watched what, build 2 FAISS shards"):
         _submit(service, home / "films.yaml", settings)
-    with step("past ratings into the profile store"):
+    with step("past ratings into the state store"):
         _import_ratings(settings["events"], home / "films" / "state.sqlite3")
     with step("serve deploy: gateway, encoder, 2 shards, ranker"):
         url = _serve(service, home, "films")
@@ -98,7 +100,7 @@ def _films(service: LocalService, home: Path, films: Films) -> None:
 
 
 def _tour(api: Client) -> None:
-    """What a caller sees: five requests, one event, and its effect."""
+    """What a caller sees: five requests, and what counts in the next answer."""
     console.print(answer_table(api.recommend(user_id=USER, limit=5), f"A known user ({USER})"))
     newcomer = api.recommend(user_id=f"new-{uuid.uuid4().hex[:6]}", query=NEWCOMER, limit=5)
     console.print(answer_table(newcomer, f'A newcomer who only wrote: "{NEWCOMER}"'))
@@ -109,32 +111,51 @@ def _tour(api: Client) -> None:
     console.print(
         answer_table(api.recommend(user_id=USER, filter=nineties, limit=5), "The same user: comedies of 1990-94")
     )
-    _event(api)
+    _in_real_time(api)
     _latency(api)
 
 
-def _event(api: Client) -> None:
-    """One event of a new person, and the order before and after it."""
+def _in_real_time(api: Client) -> None:
+    """An event, a sentence, a new film and a deletion: what each changes, and after how many milliseconds."""
     user = f"new-{uuid.uuid4().hex[:6]}"
-    before = api.recommend(user_id=user, limit=5)
-    event = {
-        "event_id": uuid.uuid4().hex,
-        "type": "like",
-        "user_id": user,
-        "item_id": FILM,
-        "timestamp": datetime.now(UTC).isoformat(),
-    }
+    console.print(f"\n[bold]In real time[/], for {user}, of whom nothing is known:")
+    start = _titles(api.recommend(user_id=user, limit=3))
+    console.print(f"  at first:                                  {start}")
+    like = _effect(api, user, lambda: _tell(api, user, "like", item_id=FILM), lambda a: _titles(a) != start)
+    console.print(f"  likes {FILM_TITLE}: [bold]{like.ms:.0f} ms[/]                     {_titles(like.answer)}")
+    said = _effect(api, user, lambda: _tell(api, user, "chat", text=WRITTEN), lambda a: "said" in _sources(a))
+    console.print(f'  writes "{WRITTEN}": [bold]{said.ms:.0f} ms[/]  {_titles(said.answer)}')
+    new = {"item_id": f"demo-{user}", "title": NEW_FILM, "categories": ["Horror"], "year": 2026}
+    live = _effect(api, user, lambda: api.upsert([new]), lambda a: new["item_id"] in _ids(a))
+    console.print(f"  a new film, {NEW_FILM}: [bold]{live.ms:.0f} ms[/]  {_titles(live.answer)}")
+    gone = _effect(api, user, lambda: api.delete([str(new["item_id"])]), lambda a: new["item_id"] not in _ids(a))
+    console.print(f"  that film is deleted: [bold]{gone.ms:.0f} ms[/]               {_titles(gone.answer)}")
+
+
+@dataclass(frozen=True)
+class _Effect:
+    ms: float
+    answer: dict[str, Any]
+
+
+def _effect(api: Client, user: str, act: Callable[[], Any], counts: Callable[[dict[str, Any]], bool]) -> _Effect:
+    """From the first byte of the act to the first answer in which it counts. Raises Unavailable when none comes."""
     start_s = time.perf_counter()
-    api.send([event])
-    after = api.recommend(user_id=user, limit=5)
-    took_ms = (time.perf_counter() - start_s) * 1e3
-    console.print(
-        f"\n[bold]One event[/]: {user} likes {FILM_TITLE}. Event and next answer took [bold]{took_ms:.0f} ms[/]."
-    )
-    console.print(f"  before: {_titles(before)}")
-    console.print(f"  after:  {_titles(after)}")
-    if _ids(before) == _ids(after):
-        raise Unavailable("the event did not change the answer: this is a bug, please report it")
+    act()
+    while time.perf_counter() < start_s + EFFECT_TIMEOUT_S:
+        answer = api.recommend(user_id=user, limit=3)
+        if counts(answer):
+            return _Effect((time.perf_counter() - start_s) * 1e3, answer)
+        time.sleep(0.01)
+    raise Unavailable("what was written did not change the answer: this is a bug, please report it")
+
+
+def _tell(api: Client, user: str, kind: str, **more: Any) -> None:
+    api.send([{"event_id": uuid.uuid4().hex, "type": kind, "user_id": user, **more}])
+
+
+def _sources(answer: dict[str, Any]) -> set[str]:
+    return {name for item in answer["items"] for name in item["sources"]}
 
 
 def _latency(api: Client) -> None:
@@ -173,16 +194,16 @@ def _hobbies(service: LocalService, home: Path) -> None:
 
 def _serve(service: LocalService, home: Path, name: str, fused: bool = False) -> str:
     folder = home / name
-    args = {"index_root": str(folder / "index"), "state": str(folder / "state.sqlite3")}
+    args = {
+        "index_root": str(folder / "index"),
+        "state": str(folder / "state.sqlite3"),
+        "impressions": {"folder": str(folder / "impressions")},
+    }
     return service.serve({**args, "topology": "fused"} if fused else args, PORT)
 
 
 def _import_ratings(settings: dict[str, Any], state: Path) -> None:
-    store = SqliteProfileStore(state, ProfileSettings())
-    try:
-        import_events(EventsSettings(**settings), store, say=lambda _: None)
-    finally:
-        store.close()
+    import_into(str(state), EventsSettings(**settings), say=lambda _: None)
 
 
 def _submit(service: LocalService, path: Path, settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.errors import Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.types import Candidates, Keys, Vectors
 
@@ -88,13 +89,17 @@ class Lookup:
         gone = np.isin(candidates.key, np.array(removed, dtype=np.uint64))
         return np.where(gone, np.float32(-np.inf), scores)
 
-    async def describe(self, candidates: Candidates, at: NDArray[np.intp]) -> list[tuple[int, str, Mapping[str, Any]]]:
-        """(position, id, fields) of the candidates at these positions, in their order. One that went away while the
-        request was under way is left out."""
+    async def describe(
+        self, candidates: Candidates, at: NDArray[np.intp]
+    ) -> tuple[list[tuple[int, str, Mapping[str, Any]]], bool]:
+        """((position, id, fields) of the candidates at these positions, in their order; whether all could be read).
+
+        One that went away while the request was under way is left out, and changed ones while the store is away.
+        """
         keys = candidates.key[at]
         changed = self.live.states(keys)
         is_live = np.array([self._is_live(candidates, int(i)) for i in at], dtype=np.bool_)
-        fields = await self.live.fields(keys) if changed or is_live.any() else {}
+        fields, is_complete = await self._fields(keys) if changed or is_live.any() else ({}, True)
         described = []
         for i, key, live in zip(at.tolist(), keys.tolist(), is_live.tolist(), strict=True):
             shard, row = int(candidates.shard[i]), int(candidates.row[i])
@@ -102,7 +107,13 @@ class Lookup:
                 described.append((i, *fields[key]))
             elif not live and key not in changed:
                 described.append((i, self.catalogue.item_id(shard, row), self.catalogue.metadata(shard, row)))
-        return described
+        return described, is_complete
+
+    async def _fields(self, keys: Keys) -> tuple[dict[int, tuple[str, Mapping[str, Any]]], bool]:
+        try:
+            return await self.live.fields(keys), True
+        except Unavailable:
+            return {}, False
 
     def _is_live(self, candidates: Candidates, i: int) -> bool:
         """Whether the shard found it among its live rows, which stand behind those of the snapshot."""

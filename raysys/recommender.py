@@ -21,6 +21,7 @@ from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
+from raysys.tastes import Tastes, tastes
 from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Vectors
 
 # [dim] float32 for one text, as a query or as an item. Raises Unavailable.
@@ -80,15 +81,14 @@ class Recommender:
         """The ``limit`` best items for this person and request, of all sources, ranked."""
         trace = Trace(self._clock)
         known = seeds(profile, self._settings, request.history, request.positive, request.negative)
-        taste = await self._taste(known)
+        taste = await self._taste(known, trace)
         trace.mark("profile")
         text = await self._encode(request.query, trace)
         query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste)
         candidates = await self._recall(query, trace)
         scores = await self._score(candidates, trace)
-        items = await self._present(candidates, scores, request.limit)
-        trace.mark("present")
-        unknown = text is None and not known.items
+        items = await self._present(candidates, scores, request.limit, trace)
+        unknown = text is None and taste.said is None and not known.items
         return self._answer(request, items, candidates, trace, profile.version, ("cold_start",) if unknown else ())
 
     async def search(self, request: Request) -> Answer:
@@ -100,13 +100,12 @@ class Recommender:
         vector = await self._target(request)
         trace.mark("encode")
         nothing = seeds(Profile(""), self._settings)
-        query = self._recall_query(request, nothing, {*request.positive}, vector, None)
+        query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes())
         candidates = await self._recall(query, trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
         scores[found] = candidates.scores[found, QUERY]
-        items = await self._present(candidates, scores, request.limit)
-        trace.mark("present")
+        items = await self._present(candidates, scores, request.limit, trace)
         return self._answer(request, items, candidates, trace, 0, ())
 
     def unknown(self, request: Request) -> list[str]:
@@ -126,13 +125,12 @@ class Recommender:
             )
         return mean
 
-    async def _taste(self, known: Seeds) -> Vectors | None:
-        """The profile vector: arithmetic over vectors that exist already."""
-        likes, is_liked = await self.lookup.vectors(known.items)
-        dislikes, is_disliked = await self.lookup.vectors(known.negatives)
-        taste = decayed_mean(likes, known.weights[is_liked], dislikes, known.negative_weights[is_disliked])
-        contrast = self.catalogue.contrast
-        return taste if taste is None or contrast is None else contrast.sharpen(taste)
+    async def _taste(self, known: Seeds, trace: Trace) -> Tastes:
+        try:
+            return await tastes(known, self.lookup, self._settings, self._clock.now_s())
+        except Unavailable:  # what changed after the snapshot cannot be read now
+            trace.degraded.append("live")
+            return Tastes()
 
     async def _encode(self, text: str | None, trace: Trace) -> Vectors | None:
         if text is None:
@@ -146,11 +144,12 @@ class Recommender:
             trace.mark("encode")
 
     def _recall_query(
-        self, request: Request, known: Seeds, unwanted: set[str], text: Vectors | None, taste: Vectors | None
+        self, request: Request, known: Seeds, unwanted: set[str], text: Vectors | None, taste: Tastes
     ) -> RecallQuery:
         return RecallQuery(
             query=text,
-            profile=taste,
+            profile=taste.liked,
+            said=taste.said,
             history_keys=item_keys(known.items),
             history_weights=known.weights,
             exclude_keys=item_keys(unwanted if request.only is None else ()),
@@ -179,9 +178,14 @@ class Recommender:
         finally:
             trace.mark("rank")
 
-    async def _present(self, candidates: Candidates, scores: NDArray[np.float32], limit: int) -> tuple[RankedItem, ...]:
+    async def _present(
+        self, candidates: Candidates, scores: NDArray[np.float32], limit: int, trace: Trace
+    ) -> tuple[RankedItem, ...]:
         best = top_n(self.lookup.hide_removed(candidates, scores), candidates.key, limit)
-        described = await self.lookup.describe(candidates, best)
+        described, is_complete = await self.lookup.describe(candidates, best)
+        if not is_complete:
+            trace.degraded.append("live")
+        trace.mark("present")
         return tuple(
             RankedItem(item_id, float(scores[at]), rank, sources_of(candidates, at), metadata)
             for rank, (at, item_id, metadata) in enumerate(described, start=1)

@@ -12,8 +12,8 @@ Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 
 # The candidate sources, in the order of the columns of every score matrix.
-QUERY, PROFILE, TRANSITION, POPULAR = range(4)
-SOURCES = ("query", "profile", "transition", "popular")
+QUERY, PROFILE, SAID, TRANSITION, TRENDING, FRESH, POPULAR = range(7)
+SOURCES = ("query", "profile", "said", "transition", "trending", "fresh", "popular")
 
 
 def user_key(user_id: str | None, session_id: str | None) -> str | None:
@@ -137,7 +137,8 @@ class Profile:
 class RecallQuery:
     """What one request asks of every shard.
 
-    query, profile: [dim] float32, L2-normalised where the metric is cosine; None = not given.
+    query: [dim] float32, L2-normalised where the metric is cosine; None = not given. profile: [m, dim], one vector an
+    interest of the person. said: [s, dim], one a text of theirs. An item is as near to either as to its nearest vector.
     history_keys: [h] uint64 item keys of the positive history; history_weights: [h] float32, decayed.
     exclude_keys: [e] uint64 item keys that must not come back.
     filter: a ``filters.Filter``; None keeps everything. now_s: UTC epoch seconds, for availability.
@@ -147,6 +148,7 @@ class RecallQuery:
 
     query: Vectors | None
     profile: Vectors | None
+    said: Vectors | None
     history_keys: Keys
     history_weights: NDArray[np.float32]
     exclude_keys: Keys

@@ -207,14 +207,15 @@ class VectorIndex:
             rows[query], scores[query] = self._ranked(queries[query], distances[at], ids[at], k)
         return SearchResult(rows, scores, exact)
 
-    def score_rows(self, query: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """[m] float32: the score that ``search`` gives for query [dim] and each of these rows, [m] integers."""
-        query = self._checked(query[None])[0]
+    def score_rows(self, queries: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """[q, m] float32: the score that ``search`` gives for each query, [q, dim], and these rows, [m] integers."""
+        queries = self._checked(queries)
         vectors = self._vectors[rows]
         if self.metric != "l2":
-            return np.asarray(vectors @ query, dtype=np.float32)
-        scores = 1 / (1 + np.linalg.norm(vectors - query, axis=1))
-        return np.where(vectors.any(axis=1) & query.any(), scores, 0).astype(np.float32)
+            return np.asarray(queries @ vectors.T, dtype=np.float32)
+        distances = np.stack([np.linalg.norm(vectors - query, axis=1) for query in queries])
+        has_text = np.any(vectors != 0, axis=1) & np.any(queries != 0, axis=1)[:, None]
+        return np.where(has_text, 1 / (1 + distances), 0).astype(np.float32)
 
     def save(self, path: Path) -> None:
         """Write the index so that a reader sees all of it or nothing. Raises SnapshotError when the disk refuses."""
@@ -322,7 +323,7 @@ class VectorIndex:
         """(rows, scores) of the k best, by score, then by row."""
         rows = (ids if self._rows is None else self._rows[ids]).astype(np.int32)
         # FAISS's squared distances lose the small differences when it works by matrix product
-        scores = self.score_rows(query, rows) if self.metric == "l2" else distances
+        scores = self.score_rows(query[None], rows)[0] if self.metric == "l2" else distances
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
 

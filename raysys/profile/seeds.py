@@ -15,7 +15,7 @@ from raysys.types import Interaction, Profile, Saying, Vectors
 # and a dislike.
 _VIEW, _LIKE, _DISLIKE = 1.0, 2.0, 2.0
 _WEIGHT_CAP = 3.0  # one item counts at most like three plain views
-_NEGATIVE_SHARE = 0.5
+NEGATIVE_SHARE = 0.5
 _TINY = 1e-6
 _NOW_S = math.inf  # what has no time of its own is as new as can be
 
@@ -95,7 +95,7 @@ def decayed_mean(
         return None
     away = _mean(negative_vectors, negative_weights)
     if away is not None:
-        direction = direction - _NEGATIVE_SHARE * away
+        direction = direction - NEGATIVE_SHARE * away
     norm = float(np.linalg.norm(direction))
     return (direction / norm).astype(np.float32) if norm > _TINY else None
 

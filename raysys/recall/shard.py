@@ -17,7 +17,7 @@ from raysys.index.shard_files import ShardFiles, rows_of
 from raysys.index.vector_index import SearchResult
 from raysys.recall.availability import Availability, Mask
 from raysys.recall.live import LiveItem, LiveRows, Rows
-from raysys.types import POPULAR, PROFILE, QUERY, SOURCES, TRANSITION, Candidates, Keys, RecallQuery, Vectors
+from raysys.types import POPULAR, PROFILE, QUERY, SAID, SOURCES, TRANSITION, Candidates, Keys, RecallQuery, Vectors
 
 _Hits = tuple[Rows, NDArray[np.float32]]  # rows and their scores, best first
 END = np.array([np.iinfo(np.int64).max])  # behind every row
@@ -162,19 +162,30 @@ class Shard:
     # What is near
 
     def _nearest(self, queries: Sequence[RecallQuery], scopes: Sequence[_Scope]) -> list[dict[int, tuple[Rows, bool]]]:
-        """Rows near the query and profile vectors of each request, by source. Searches of one mask are one call."""
-        found: list[dict[int, tuple[Rows, bool]]] = [{} for _ in queries]
+        """Rows near the vectors of each request, by source. Searches of one mask are one call."""
+        hits: list[dict[int, list[tuple[Rows, bool]]]] = [{} for _ in queries]
         groups: dict[_Visible, list[tuple[int, int, Vectors]]] = {}
         for i, (query, scope) in enumerate(zip(queries, scopes, strict=True)):
-            for source, vector in ((QUERY, query.query), (PROFILE, query.profile)):
-                if vector is not None and query.only is None:
-                    groups.setdefault(scope.visible, []).append((i, source, vector))
-        for group in groups.values():
+            if query.only is None:
+                given = [(i, source, vector) for source, vectors in _given(query) for vector in vectors]
+                groups.setdefault(scope.visible, []).extend(given)
+        for group in filter(None, groups.values()):
             k = max(queries[i].k for i, _, _ in group)
             answers = self._search(np.stack([v for _, _, v in group]), k, [scopes[i] for i, _, _ in group])
             for (i, source, _), (rows, exact) in zip(group, answers, strict=True):
-                found[i][source] = (rows[: queries[i].k], exact)
-        return found
+                hits[i].setdefault(source, []).append((rows[: queries[i].k], exact))
+        return [
+            {source: self._nearest_of(query, source, parts) for source, parts in its_hits.items()}
+            for query, its_hits in zip(queries, hits, strict=True)
+        ]
+
+    def _nearest_of(self, query: RecallQuery, source: int, parts: list[tuple[Rows, bool]]) -> tuple[Rows, bool]:
+        """The k rows that are nearest to any vector of a source, from the k nearest of each."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = _union([rows for rows, _ in parts])
+        scores = self._similarity(dict(_given(query))[source], rows).max(axis=0)
+        return self._best(rows, scores, query.k), all(exact for _, exact in parts)
 
     def _search(self, vectors: Vectors, k: int, scopes: Sequence[_Scope]) -> list[tuple[Rows, bool]]:
         """The k nearest visible rows of each vector; all scopes share one mask. Excluded rows are few: fetch more."""
@@ -183,7 +194,8 @@ class Shard:
         fetched = self._with_replaced(n) if visible.indexed is None else n
         result = self.files.index.search(vectors, fetched, visible.indexed)
         found = _seen(result, scopes, k)
-        if fetched > n and any(len(hits) < k for hits, _ in found):  # nearly all that is near was replaced
+        short = (len(hits) < k and len(rows) == fetched for (hits, _), rows in zip(found, result.rows, strict=True))
+        if fetched > n and any(short):  # nearly all that is near was replaced
             result = self.files.index.search(vectors, n, self.live.staying)
             found = _seen(result, scopes, k)
         rows = self._with_live(found, vectors, k, scopes) if len(self.live) else [hits for hits, _ in found]
@@ -278,13 +290,12 @@ class Shard:
     ) -> NDArray[np.float32]:
         scores = np.zeros((len(rows), len(SOURCES)), dtype=np.float32)
         main, slots = self._split(rows)
-        given = [(s, vector) for s, vector in ((QUERY, query.query), (PROFILE, query.profile)) if vector is not None]
-        for source, vector in given:
-            scores[: len(main), source] = self.files.index.score_rows(vector, main)
-        if given and len(slots):
-            vectors = np.stack([vector for _, vector in given])
-            for (source, _), live_scores in zip(given, self.live.score_slots(vectors, slots), strict=True):
-                scores[len(main) :, source] = live_scores
+        given = _given(query)
+        if given:
+            similarity = self._similarity(np.concatenate([vectors for _, vectors in given]), rows)
+            ends = np.cumsum([len(vectors) for _, vectors in given])
+            for (source, vectors), end in zip(given, ends, strict=True):
+                scores[:, source] = similarity[end - len(vectors) : end].max(axis=0)
         if len(transition_rows):
             at = rows_of(transition_rows, rows)  # type: ignore[arg-type]  # any sorted integers will do
             scores[:, TRANSITION] = np.where(at >= 0, transition_scores[at], 0)
@@ -293,10 +304,19 @@ class Shard:
             scores[len(main) :, POPULAR] = self.live.popularity[slots]
         return scores
 
+    def _similarity(self, vectors: Vectors, rows: Rows) -> NDArray[np.float32]:
+        """[q, n] float32: how near each vector, [q, dim], is to each of these rows, ascending ones."""
+        main, slots = self._split(rows)
+        near = self.files.index.score_rows(vectors, main)
+        return np.hstack([near, self.live.score_slots(vectors, slots)]) if len(slots) else near
+
     def _top(self, rows: Rows, scores: NDArray[np.float32], scope: _Scope, k: int) -> Rows:
         """The k visible rows of highest score, ties by key, in any order."""
         visible = scope.keep(rows)
-        rows, scores = rows[visible], scores[visible]
+        return self._best(rows[visible], scores[visible], k)
+
+    def _best(self, rows: Rows, scores: NDArray[np.float32], k: int) -> Rows:
+        """The k rows of highest score of ascending ones, ties by key, in any order."""
         if len(scores) > k:
             best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
             rows, scores = rows[best], scores[best]
@@ -366,6 +386,12 @@ def _union(parts: Iterable[Rows]) -> Rows:
     first = np.ones(len(rows), dtype=np.bool_)
     np.not_equal(rows[1:], rows[:-1], out=first[1:])
     return rows[first]
+
+
+def _given(query: RecallQuery) -> list[tuple[int, Vectors]]:
+    """The sources that compare vectors, each with those of the request: [m, dim]."""
+    given = ((QUERY, None if query.query is None else query.query[None]), (PROFILE, query.profile), (SAID, query.said))
+    return [(source, vectors) for source, vectors in given if vectors is not None and len(vectors)]
 
 
 def _found_by(rows: Rows, found: dict[int, Rows]) -> NDArray[np.uint8]:

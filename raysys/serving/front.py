@@ -19,6 +19,7 @@ from raysys.serving.events import Events
 from raysys.serving.impressions import ImpressionLog
 from raysys.serving.items import Items
 from raysys.serving.people import People
+from raysys.serving.probe import Probe
 from raysys.serving.service import Service
 from raysys.state.open import open_state
 
@@ -37,6 +38,9 @@ class Front:
         self.in_use = InUse()
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
         self._housekeeping: asyncio.Task[None] | None = None
+        self.probe = None
+        if settings.probe_every_s is not None:
+            self.probe = Probe(self.in_use, self.state, settings, self._metrics, self._clock)
 
     def app(self, health: Health) -> ASGIApp:
         """The HTTP API."""
@@ -60,6 +64,8 @@ class Front:
         await self.in_use.replace(current)
         if self._housekeeping is None:
             self._housekeeping = asyncio.create_task(self._keep_house())
+        if self.probe is not None:
+            self.probe.take(current.lookup, encode, shards, ranker)
 
     @property
     def recommender(self) -> Recommender:
@@ -70,6 +76,8 @@ class Front:
         """End what runs in the background, and let go of the store."""
         if self._housekeeping is not None:
             self._housekeeping.cancel()
+        if self.probe is not None:
+            await self.probe.stop()
         await self.in_use.stop()
         await self._close_impressions()
         await self.state.close()

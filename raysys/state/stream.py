@@ -94,9 +94,10 @@ async def consume(
 ) -> Counter[str]:
     """Read, store and commit until ``stop`` is set. Returns counts: accepted, duplicate, rejected.
 
-    counts: where to count, for one who looks meanwhile. parse: makes an event of the JSON object of an entry, or raises InvalidInput. While the source or the store is
-    Unavailable it tries again, first after 0.1 s, then ever slower up to 5 s; it drops nothing and commits nothing.
-    Stopping takes up to ``wait_s``. Raises OSError where the dead letters cannot be written; nothing is lost then.
+    parse: makes an event of the JSON object of an entry, or raises InvalidInput. counts: where to count, for one who
+    looks meanwhile. While the source or the store is Unavailable it tries again, first after 0.1 s, then ever slower up
+    to 5 s; it drops nothing and commits nothing. Stopping takes up to ``wait_s``. Raises OSError where the dead letters
+    cannot be written; nothing is lost then.
     """
     consumer = _Consumer(source, parse, state, dead_letters, stop, Counter() if counts is None else counts)
     # Unavailable comes out only when told to stop: what was not stored is not committed either.

@@ -52,7 +52,7 @@ def test_the_blocks_work(tmp_path: Path) -> None:
             server.send_signal(signal.SIGINT)
             assert server.wait(60) == 0
     assert '"The Hound of the Baskervilles"' in answers
-    assert answers.count('"recommendation_id"') == 5
+    assert answers.count('"recommendation_id"') == 6
     assert '"ready":true' in answers
     assert '"code"' not in answers, "no problem+json among the answers"
 

@@ -24,6 +24,7 @@ LAYERS = {
     "recall": 3,
     "ranking": 3,
     "lookup": 4,
+    "tastes": 4,
     "recommender": 4,
     "in_process": 4,
     "training": 4,

@@ -27,7 +27,7 @@ from raysys.recall.live_table import add_rows, item_table
 from raysys.recall.merge import concatenate, merge
 from raysys.recall.shard import Shard
 from raysys.training.local import build_here
-from raysys.types import POPULAR, QUERY, TRANSITION, Candidates, ItemChange, RecallQuery
+from raysys.types import POPULAR, QUERY, SOURCES, TRANSITION, Candidates, ItemChange, RecallQuery
 
 Fields = Mapping[str, Any]
 
@@ -142,6 +142,7 @@ def plain(**changes: Any) -> RecallQuery:
     nothing = RecallQuery(
         query=None,
         profile=None,
+        said=None,
         history_keys=np.empty(0, np.uint64),
         history_weights=np.empty(0, np.float32),
         exclude_keys=np.empty(0, np.uint64),
@@ -182,7 +183,10 @@ def queries(ids: Sequence[str], seed: int) -> Iterator[RecallQuery]:
         return unit(ENCODER.encode([words], "query")[0] + 0.05 * random.normal(size=DIM))
 
     history = {"history_keys": some(6), "history_weights": random.random(6).astype(np.float32)}
-    text, taste = {"query": near("quasar " + WORDS[seed % 4])}, {"profile": unit(random.normal(size=DIM))}
+    text, taste = (
+        {"query": near("quasar " + WORDS[seed % 4])},
+        {"profile": unit(random.normal(size=DIM))[None], "said": np.stack([near("fjord"), near("quasar")])},
+    )
     everything = {**history, **text, **taste}
     for given_parts in (text, taste, history, {}, everything):
         for filter in (None, FILTERS[int(random.integers(len(FILTERS)))]):
@@ -312,7 +316,9 @@ def test_a_new_item_is_found_by_its_text_and_has_no_behaviour(live: list[Shard],
     assert apply(live, [log.put("new-1", title="quasar zeppelin")]) == 1
     found = ask(live, plain(query=text("quasar zeppelin"), k=1))
     assert found.key.tolist() == [item_key("new-1")]
-    assert found.scores[0].tolist() == pytest.approx([1, 0, 0, 0])
+    assert found.scores[0].tolist() == pytest.approx(
+        [1.0 if source == QUERY else 0.0 for source in range(len(SOURCES))]
+    )
     assert found.row[0] >= live[found.shard[0]].n_main
     assert sum(shard.n_items for shard in live) == sum(before) + 1
 
@@ -346,7 +352,7 @@ def test_a_deleted_item_is_in_nothing(past: Past, live: list[Shard], log: Log) -
     title = past.catalogue["item-1"]["title"]
     met = past.world.events["item_id"].to_pylist()
     history = {"history_keys": item_keys(met), "history_weights": np.ones(len(met), np.float32)}
-    assert item_key("item-1") not in keys(live, plain(query=text(title), profile=text(title), **history, k=1_000))
+    assert item_key("item-1") not in keys(live, plain(query=text(title), profile=text(title)[None], **history, k=1_000))
     assert scores_of(live, "item-1") is None
     assert sum(shard.n_items for shard in live) == N_OLD - 1
     assert sum(shard.live_counts()["tombstones"] for shard in live) == 2
@@ -420,6 +426,18 @@ def test_equal_scores_are_in_the_order_of_keys(past: Past, log: Log) -> None:
         assert ask([live], plain(filter=unmet, k=k)).key.tolist() == expected
 
 
+def test_what_lies_behind_many_replaced_rows_is_found(past: Past, log: Log) -> None:
+    query = plain(query=unit(text("quasar zeppelin") + np.linspace(-0.1, 0.1, DIM)), k=3)
+    (live,) = past.opened(1)
+    near = ask([live], replace(query, k=40)).key.tolist()
+    for item_id in past.catalogue:
+        if item_key(item_id) in near:
+            log.delete(item_id)
+    apply([live], log.items)
+    assert len(log.items) == 40
+    assert_same(ask([live], query), ask(past.built(log.catalogue, 1), query))
+
+
 def test_a_zero_query_finds_no_live_item_near(live: list[Shard], log: Log) -> None:
     apply(live, [log.put("new-1", title="quasar")])
     found = ask(live, plain(query=np.zeros(DIM, np.float32), k=5))
@@ -449,7 +467,7 @@ def test_all_of_a_shard_may_change(past: Past, log: Log) -> None:
         log.delete(item_id)
     apply(live, log.items)
     assert [shard.n_items for shard in live] == [0, 0, 0]
-    assert len(ask(live, plain(query=text("quasar"), profile=text("fjord")))) == 0
+    assert len(ask(live, plain(query=text("quasar"), profile=text("fjord")[None]))) == 0
     for item_id in past.catalogue:
         log.put(item_id, title=f"quasar {item_id}")
     apply(live, log.items)

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.types import POPULAR, PROFILE, QUERY, SOURCES, TRANSITION, Candidates
 
-ALL = 15
+ALL = (1 << len(SOURCES)) - 1
+
+
+def scored(**scores: float) -> list[float]:
+    """A row of scores by the names of their sources."""
+    return [scores.get(name, 0.0) for name in SOURCES]
 
 
 def candidates(rows: list[tuple[int, list[float], int]], shard: int = 0, exact: bool = True) -> Candidates:
@@ -28,8 +33,8 @@ def keys(merged: Candidates) -> list[int]:
 
 
 def test_the_best_of_each_source_stay_whatever_their_shard() -> None:
-    left = candidates([(1, [0.9, 0, 0, 0], 1), (2, [0.1, 0, 0, 0], 1), (3, [0, 0.2, 0, 0], 2)], shard=0)
-    right = candidates([(4, [0.5, 0, 0, 0], 1), (5, [0, 0.8, 0, 0], 2)], shard=1)
+    left = candidates([(1, scored(query=0.9), 1), (2, scored(query=0.1), 1), (3, scored(profile=0.2), 2)], shard=0)
+    right = candidates([(4, scored(query=0.5), 1), (5, scored(profile=0.8), 2)], shard=1)
     merged = merge([left, right], k=1)
     assert keys(merged) == [1, 5]
     assert merged.shard.tolist() == [0, 1]
@@ -38,26 +43,28 @@ def test_the_best_of_each_source_stay_whatever_their_shard() -> None:
 
 
 def test_an_item_that_misses_one_sources_cut_keeps_the_bit_of_another() -> None:
-    merged = merge([candidates([(1, [0.9, 0.1, 0, 0], 3), (2, [0.5, 0.7, 0, 0], 3)])], k=1)
+    merged = merge([candidates([(1, scored(query=0.9, profile=0.1), 3), (2, scored(query=0.5, profile=0.7), 3)])], k=1)
     assert keys(merged) == [1, 2]
     assert merged.found_by.tolist() == [1 << QUERY, 1 << PROFILE]
 
 
 def test_ties_at_the_cut_go_to_the_smaller_key() -> None:
-    tied = [candidates([(9, [0.5, 0, 0, 0], 1)], shard=0), candidates([(3, [0.5, 0, 0, 0], 1)], shard=1)]
+    tied = [candidates([(9, scored(query=0.5), 1)], shard=0), candidates([(3, scored(query=0.5), 1)], shard=1)]
     assert keys(merge(tied, k=1)) == [3]
     assert keys(merge(tied[::-1], k=1)) == [3]
 
 
 def test_popularity_fills_only_what_the_others_leave_open() -> None:
-    found = candidates([(1, [0.9, 0, 0, 0.1], 1), (2, [0.8, 0, 0, 0.2], 1)])
-    popular = candidates([(3, [0, 0, 0, 1.0], 8)], shard=1)
+    found = candidates([(1, scored(query=0.9, popular=0.1), 1), (2, scored(query=0.8, popular=0.2), 1)])
+    popular = candidates([(3, scored(popular=1.0), 1 << POPULAR)], shard=1)
     assert keys(merge([found, popular], k=2)) == [1, 2]
     assert keys(merge([found, popular], k=3)) == [1, 2, 3]
 
 
 def test_a_score_without_the_bit_does_not_put_an_item_forward() -> None:
-    merged = merge([candidates([(1, [0.1, 0, 0, 0], 1 << QUERY), (2, [0.9, 0, 0.5, 0], 1 << TRANSITION)])], k=1)
+    merged = merge(
+        [candidates([(1, scored(query=0.1), 1 << QUERY), (2, scored(query=0.9, transition=0.5), 1 << TRANSITION)])], k=1
+    )
     assert merged.found_by.tolist() == [1 << QUERY, 1 << TRANSITION]
 
 
@@ -72,17 +79,17 @@ def test_nothing_found_is_an_empty_list() -> None:
 
 
 def test_concatenate_cuts_nothing() -> None:
-    part = candidates([(1, [0, 0, 0, 0], 0), (2, [0, 0, 0, 0.5], 8)])
+    part = candidates([(1, scored(), 0), (2, scored(popular=0.5), 1 << POPULAR)])
     assert keys(concatenate([part, part])) == [1, 2, 1, 2]
 
 
 def test_sources_of_names_the_scores_that_an_item_has() -> None:
-    found = candidates([(1, [0.5, 0, 0.25, 0], 1 << QUERY)])
+    found = candidates([(1, scored(query=0.5, transition=0.25), 1 << QUERY)])
     assert sources_of(found, 0) == {"query": 0.5, "transition": 0.25}
 
 
 SCORES = st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.5, 1.0])
-ROWS = st.lists(st.tuples(st.tuples(SCORES, SCORES, SCORES, SCORES), st.integers(0, ALL)), max_size=30)
+ROWS = st.lists(st.tuples(st.tuples(*[SCORES] * len(SOURCES)), st.integers(0, ALL)), max_size=30)
 
 
 def best(rows: list[tuple[int, list[float], int]], source: int, k: int) -> set[int]:
@@ -96,7 +103,7 @@ def test_any_split_over_shards_gives_the_same(drawn, n_shards, k, random) -> Non
     rows = [(key, list(scores), bits) for key, (scores, bits) in zip(names, drawn, strict=True)]
     merged = merge([candidates([r for r in rows if r[0] % n_shards == s], shard=s) for s in range(n_shards)], k)
 
-    by_source = {source: best(rows, source, k) for source in (QUERY, PROFILE, TRANSITION)}
+    by_source = {source: best(rows, source, k) for source in range(POPULAR)}
     if len(set().union(*by_source.values())) < k:
         by_source[POPULAR] = best(rows, POPULAR, k)
     expected = {key: sum(1 << s for s, found in by_source.items() if key in found) for key, _, _ in rows}

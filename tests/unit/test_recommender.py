@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,19 +101,19 @@ async def test_all_dislikes_of_the_profile_stay_out_however_many(path: Recommend
     assert not set(many) & set(ids(await path.recommend(request, STRANGER)))
 
 
-async def test_dislikes_move_the_list_away(shop: Shop, path: Recommender) -> None:
+async def test_dislikes_move_the_taste_away(shop: Shop, path: Recommender) -> None:
     topic = shop.world.item_topics
     first, second = (np.flatnonzero(topic == t)[:6] for t in (0, 1))
     positive = tuple(f"item-{i}" for i in (*first[:3], *second[:3]))
-    plain = await path.recommend(Request(limit=20, positive=positive), STRANGER)
-    away = await path.recommend(
-        Request(limit=20, positive=positive, negative=tuple(f"item-{i}" for i in second[3:])), STRANGER
-    )
+    negative = tuple(f"item-{i}" for i in second[3:])
+    others = tuple(f"item-{i}" for i in np.flatnonzero(topic == 1)[6:])
 
-    def of_second(answer: Answer) -> int:
-        return sum(topic[int(item_id.split("-")[1])] == 1 for item_id in ids(answer) if item_id.startswith("item-"))
+    async def liking(**more: Any) -> float:
+        """How near the taste is to the other items of the second topic, on average."""
+        answer = await path.recommend(Request(limit=len(others), positive=positive, only=others, **more), STRANGER)
+        return float(np.mean([item.sources["profile"] for item in answer.items]))
 
-    assert of_second(away) < of_second(plain)
+    assert await liking(negative=negative) < await liking() - 0.2
 
 
 async def test_only_ranks_the_given_items_seen_or_not(shop: Shop, path: Recommender) -> None:

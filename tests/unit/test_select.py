@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from raysys.config import RankingSettings
 from raysys.ranking.linear import LinearRanker
 from raysys.ranking.select import top_n
+from raysys.types import SOURCES
 
 
 def chosen(scores: list[float], keys: list[int], n: int) -> list[int]:
@@ -44,12 +45,13 @@ def test_as_sorting_in_plain_python(rows, n) -> None:
 
 
 def test_a_score_is_the_weighted_sum_of_its_sources() -> None:
-    ranker = LinearRanker(RankingSettings(query=1, profile=10, transition=100, popular=1000))
-    first, second = ranker.score([np.array([[1, 2, 3, 4]], np.float32), np.empty((0, 4), np.float32)])
-    assert first.tolist() == [4321.0]
+    ranker = LinearRanker(RankingSettings(**{name: 10**i for i, name in enumerate(SOURCES)}))
+    scores = np.arange(1, len(SOURCES) + 1, dtype=np.float32)
+    first, second = ranker.score([scores[None], np.empty((0, len(SOURCES)), np.float32)])
+    assert first.tolist() == [7654321.0]
     assert second.tolist() == []
 
 
 def test_a_weight_of_zero_turns_a_source_off() -> None:
-    ranker = LinearRanker(RankingSettings(query=0, profile=0, transition=0, popular=1))
-    assert ranker.score([np.array([[9, 9, 9, 0.5]], np.float32)])[0].tolist() == [0.5]
+    ranker = LinearRanker(RankingSettings(**dict.fromkeys(SOURCES, 0.0) | {"popular": 1.0}))
+    assert ranker.score([np.array([[9] * 6 + [0.5]], np.float32)])[0].tolist() == [0.5]

@@ -24,6 +24,7 @@ from raysys.types import Candidates, RecallQuery
 QUERY = RecallQuery(
     query=HashEncoder(DIM).encode(["bababa"], "query")[0],
     profile=None,
+    said=None,
     history_keys=np.empty(0, np.uint64),
     history_weights=np.empty(0, np.float32),
     exclude_keys=np.empty(0, np.uint64),

@@ -1,5 +1,6 @@
 """The exact oracle: recall in any number of shards equals brute force over the whole catalogue."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,11 @@ from raysys.errors import InvalidInput, UnknownField
 from raysys.in_process import open_shards
 from raysys.index.catalogue import Catalogue
 from raysys.index.filters import parse
-from raysys.keys import item_key, item_keys
+from raysys.keys import item_key, item_keys, shard_of
+from raysys.recall.live import LiveItem
 from raysys.recall.merge import concatenate, merge
 from raysys.recall.shard import Shard
-from raysys.types import POPULAR, PROFILE, QUERY, TRANSITION, Candidates, RecallQuery
+from raysys.types import POPULAR, PROFILE, QUERY, SAID, SOURCES, TRANSITION, Candidates, ItemChange, RecallQuery
 
 N_SHARDS = (1, 2, 3, 8)
 
@@ -49,10 +51,11 @@ class Oracle:
         return allowed & ~np.isin(self.keys, query.exclude_keys)
 
     def scores(self, query: RecallQuery) -> np.ndarray:
-        scores = np.zeros((len(self.keys), 4))
-        for source, vector in ((QUERY, query.query), (PROFILE, query.profile)):
-            if vector is not None:
-                scores[:, source] = self.vectors @ vector
+        scores = np.zeros((len(self.keys), len(SOURCES)))
+        one = None if query.query is None else query.query[None]
+        for source, vectors in ((QUERY, one), (PROFILE, query.profile), (SAID, query.said)):
+            if vectors is not None:
+                scores[:, source] = (self.vectors @ vectors.T).max(axis=1)
         for key, weight in zip(query.history_keys.tolist(), query.history_weights, strict=True):
             scores[:, TRANSITION] += weight * self.weights.get(key, 0)
         scores[:, POPULAR] = self.popularity
@@ -63,6 +66,7 @@ class Oracle:
         candidates = {
             QUERY: visible & self.vectors.any(axis=1) & (query.query is not None),
             PROFILE: visible & self.vectors.any(axis=1) & (query.profile is not None),
+            SAID: visible & self.vectors.any(axis=1) & (query.said is not None),
             TRANSITION: visible & (scores[:, TRANSITION] != 0),
         }
         found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
@@ -72,6 +76,32 @@ class Oracle:
             int(self.keys[row]): (scores[row].tolist(), sum(1 << s for s, rows in found.items() if row in rows))
             for row in set().union(*found.values())
         }
+
+    def changed(self, items: dict[str, dict], vectors: dict[str, np.ndarray], deleted: set[str]) -> "Oracle":
+        """The same after these items got new fields and vectors, and others were deleted."""
+        rows = {item["item_id"]: row for row, item in enumerate(self.items)}
+        n_more = len(items.keys() - rows.keys())
+        rows |= {item_id: len(self.items) + i for i, item_id in enumerate(sorted(items.keys() - rows.keys()))}
+        oracle = copy(self)
+        oracle.keys = np.append(self.keys, np.zeros(n_more, np.uint64))
+        oracle.vectors = np.vstack([self.vectors, np.zeros((n_more, DIM), np.float32)])
+        oracle.popularity = np.append(self.popularity, np.zeros(n_more, np.float32))
+        oracle.items = self.items + [{} for _ in range(n_more)]
+        for item_id, fields in items.items():
+            row = rows[item_id]
+            oracle.keys[row], oracle.vectors[row] = item_key(item_id), vectors[item_id]
+            oracle.items[row] = dict.fromkeys(self.items[0]) | {"item_id": item_id} | fields
+        gone = {rows[item_id] for item_id in deleted}
+        kept = np.array([row for row in np.argsort(oracle.keys) if row not in gone])
+        oracle.keys, oracle.vectors, oracle.popularity = (
+            oracle.keys[kept],
+            oracle.vectors[kept],
+            oracle.popularity[kept],
+        )
+        oracle.items = [oracle.items[row] for row in kept]
+        weights = {source: np.append(values, np.zeros(n_more)) for source, values in self.weights.items()}
+        oracle.weights = {source: values[kept] for source, values in weights.items()}
+        return oracle
 
     @staticmethod
     def _best(scores: np.ndarray, mask: np.ndarray, k: int) -> set[int]:
@@ -93,6 +123,7 @@ def plain(**changes) -> RecallQuery:
     nothing = RecallQuery(
         query=None,
         profile=None,
+        said=None,
         history_keys=np.empty(0, np.uint64),
         history_weights=np.empty(0, np.float32),
         exclude_keys=np.empty(0, np.uint64),
@@ -112,10 +143,11 @@ def random_query(shop: Shop, seed: int, **changes) -> RecallQuery:
     random = np.random.default_rng(seed)
     profile = shop.profile(int(random.integers(len(shop.world.user_topics))))
     items = [interaction.item_id for interaction in profile.interactions]
-    taste = random.normal(size=DIM).astype(np.float32)
+    tastes = random.normal(size=(1 + seed % 3, DIM)).astype(np.float32)
     return plain(
         query=vector(shop.world.items["title"][int(random.integers(N_ITEMS))].as_py()),
-        profile=taste / np.linalg.norm(taste),
+        profile=tastes / np.linalg.norm(tastes, axis=1, keepdims=True),
+        said=np.stack([vector("bababa"), vector("quasar zeppelin")]) if seed % 2 else None,
         history_keys=item_keys([*items, "never-heard-of"]),
         history_weights=random.random(len(items) + 1).astype(np.float32),
         exclude_keys=item_keys(items),
@@ -264,3 +296,69 @@ def test_the_snapshots_hold_the_same(shop: Shop, n_shards: int) -> None:
         assert whole.metadata(0, a) == parts.metadata(shard, row), item_id
         assert whole.shards[0].popularity[a] == pytest.approx(parts.shards[shard].popularity[row], rel=1e-6)
     assert np.allclose(whole.contrast.inverse, parts.contrast.inverse, rtol=1e-3, atol=1e-4)
+
+
+# Live changes; more about them in test_live_rows.py
+
+
+@pytest.fixture(scope="module")
+def changed(shop: Shop, oracle: Oracle) -> tuple[Oracle, list[LiveItem]]:
+    """A third of the items with new words, a tenth deleted, as many new; and the changes that lead there."""
+    random = np.random.default_rng(11)
+    ids = random.permutation([f"item-{number}" for number in range(N_ITEMS)]).tolist()
+    edited, deleted = [*ids[:80], HIDDEN], set(ids[80:104])
+    titles = shop.world.items["title"].to_pylist()
+    items = {
+        item_id: {"title": f"{titles[n]} {item_id}", "price": float(n % 7), "year": 1950 + n % 20}
+        for n, item_id in enumerate([*edited, *(f"new-{number}" for number in range(24))])
+    }
+    vectors = {item_id: HashEncoder(DIM).encode([fields["title"]], "item")[0] for item_id, fields in items.items()}
+    states = [*items.items(), *((item_id, None) for item_id in deleted)]
+    changes = [
+        LiveItem(ItemChange(n, item_id, fields, "", NOW_S, NOW_S), None if fields is None else vectors[item_id])
+        for n, (item_id, fields) in enumerate(states, start=1)
+    ]
+    return oracle.changed(items, vectors, deleted), changes
+
+
+@pytest.fixture(scope="module", params=N_SHARDS)
+def changed_shards(shop: Shop, request: pytest.FixtureRequest, changed: tuple[Oracle, list[LiveItem]]) -> list[Shard]:
+    shards = open_shards(shop.snapshot(request.param))
+    for item in changed[1]:
+        shards[shard_of(item_key(item.change.item_id), len(shards))].apply([item])
+    return shards
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_changed_shards_equal_brute_force(
+    shop: Shop, changed: tuple[Oracle, list[LiveItem]], changed_shards: list[Shard], seed: int
+) -> None:
+    raw, keeps = (FILTERS[seed % len(FILTERS)]) if seed % 2 else (None, lambda _: True)
+    query = random_query(shop, seed, filter=None if raw is None else parse(raw))
+    assert_same(as_found(ask(changed_shards, query)), changed[0].recall(query, keeps))
+
+
+def test_changed_shards_count_what_they_serve(
+    changed: tuple[Oracle, list[LiveItem]], changed_shards: list[Shard]
+) -> None:
+    oracle, changes = changed
+    assert sum(shard.n_items for shard in changed_shards) == len(oracle.keys)
+    counts = [shard.live_counts() for shard in changed_shards]
+    assert sum(count["tombstones"] for count in counts) == sum(item.change.deleted for item in changes)
+    assert sum(count["live"] for count in counts) == sum(not item.change.deleted for item in changes)
+
+
+def test_a_batch_of_changed_shards_equals_single(shop: Shop, changed_shards: list[Shard]) -> None:
+    filters = [None, *(parse(raw) for raw, _ in FILTERS)]
+    queries = [random_query(shop, seed, filter=filters[seed % len(filters)]) for seed in range(18)] + [plain()]
+    for shard in changed_shards:
+        for query, batched in zip(queries, shard.recall(queries), strict=True):
+            assert_same(as_found(batched), as_found(shard.recall([query])[0]))
+
+
+def test_candidates_are_in_the_order_of_their_keys(
+    shop: Shop, shards: list[Shard], changed_shards: list[Shard]
+) -> None:
+    for shard in [*shards, *changed_shards]:
+        key = shard.recall([random_query(shop, 4)])[0].key
+        assert (key[1:] > key[:-1]).all()

@@ -120,8 +120,8 @@ def test_a_vector_without_text_is_never_found_and_finds_nothing():
         result = index.search(np.stack([vectors[12], np.zeros(8, np.float32), -vectors[12]]), 30)
         assert [len(rows) for rows in result.rows] == [20, 0, 20]
         assert min(rows.min() for rows in result.rows if len(rows)) >= 10
-        assert index.score_rows(vectors[12], np.array([3, 12])).tolist()[0] == 0
-        assert index.score_rows(np.zeros(8, np.float32), np.array([3, 12])).tolist() == [0, 0]
+        assert index.score_rows(vectors[12:13], np.array([3, 12])).tolist()[0][0] == 0
+        assert index.score_rows(np.zeros((1, 8), np.float32), np.array([3, 12])).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,7 +144,7 @@ def test_score_rows_gives_the_scores_of_search(metric):
     for queries in (vectors[20:21], vectors[20:60]):
         result = index.search(queries, 15)
         for query, rows, scores in zip(queries, result.rows, result.scores, strict=True):
-            np.testing.assert_allclose(index.score_rows(query, rows), scores, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(index.score_rows(query[None], rows)[0], scores, rtol=1e-5, atol=1e-6)
 
 
 def test_an_item_is_at_distance_nothing_from_itself():

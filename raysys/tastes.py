@@ -1,0 +1,94 @@
+"""What a person is after, as vectors: arithmetic over vectors that exist already, of their items and of their words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysys.config import ProfileSettings
+from raysys.lookup import Lookup
+from raysys.profile.interests import interests
+from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
+from raysys.types import Vectors
+
+MOST_SAID = 3  # texts that recall looks at, the weightiest
+_NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, no weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tastes:
+    """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. None where there is none."""
+
+    liked: Vectors | None = None
+    said: Vectors | None = None
+
+
+async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s: float) -> Tastes:
+    """The tastes of a person, each of them away from what they dislike. Raises Unavailable."""
+    disliked, is_disliked = await lookup.vectors(known.negatives)
+    disliked_weights = known.negative_weights[is_disliked]
+    said, said_weights = await _spoken(known, lookup)
+    against = said_weights < 0
+    negatives = np.concatenate([disliked, said[against]])
+    negative_weights = np.concatenate([disliked_weights, -said_weights[against]])
+    liked = await _liked(known, lookup, settings, now_s, negatives, negative_weights)
+    for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
+    for_them = for_them[said_weights[for_them] > 0]
+    wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
+    return Tastes(liked, _stack(wanted))
+
+
+async def _liked(
+    known: Seeds,
+    lookup: Lookup,
+    settings: ProfileSettings,
+    now_s: float,
+    negatives: Vectors,
+    negative_weights: NDArray[np.float32],
+) -> Vectors | None:
+    vectors, is_known = await lookup.vectors(known.items)
+    weights, times_s = known.weights[is_known], np.minimum(known.timestamps_s[is_known], now_s)
+    contrast = lookup.catalogue.contrast
+    center = np.zeros(vectors.shape[1], dtype=np.float32) if contrast is None else contrast.mean
+    found = interests(vectors, weights, times_s, settings, center)
+    strengths = _strengths([i.vector for i in found], decayed_mean(negatives, negative_weights, *_NO_MORE), center)
+    means = [decayed_mean(vectors[i.members], weights[i.members], negatives, negative_weights) for i in found]
+    return _stack(
+        [
+            mean if mean is None else np.float32(strength) * (mean if contrast is None else contrast.sharpen(mean))
+            for mean, strength in zip(means, strengths, strict=True)
+        ]
+    )
+
+
+def _strengths(liked: list[Vectors], disliked: Vectors | None, center: Vectors) -> list[float]:
+    """How much each interest counts beside the strongest: less, the more it is like what they dislike.
+
+    An interest that only moved away from the dislikes would still point at them: of several, it has to step back.
+    """
+    if disliked is None or len(liked) < 2:
+        return [1.0] * len(liked)
+    likeness = [_cosine(vector - center, disliked - center) for vector in liked]
+    strengths = [1 - NEGATIVE_SHARE * max(cosine, 0.0) for cosine in likeness]
+    return [strength / max(strengths) for strength in strengths]
+
+
+def _cosine(one: Vectors, other: Vectors) -> float:
+    return float(one @ other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-6)
+
+
+async def _spoken(known: Seeds, lookup: Lookup) -> tuple[Vectors, NDArray[np.float32]]:
+    """([s, dim], [s]): the vectors of what they said that are there, and the weights, below 0 for what they reject."""
+    found = await lookup.live.sayings(known.sayings) if known.sayings else []
+    there = np.fromiter((vector is not None and vector.any() for vector in found), dtype=np.bool_)
+    vectors = [vector for vector in found if vector is not None and vector.any()]
+    dim = lookup.catalogue.manifest.encoder_identity.dim
+    return (
+        np.stack(vectors) if vectors else np.empty((0, dim), dtype=np.float32),
+        known.saying_weights[there] if len(found) else known.saying_weights[:0],
+    )
+
+
+def _stack(vectors: list[Vectors | None]) -> Vectors | None:
+    given = [vector for vector in vectors if vector is not None]
+    return np.stack(given) if given else None
