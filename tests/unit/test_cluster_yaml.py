@@ -156,16 +156,16 @@ def test_both_copies_of_a_shard_are_on_different_nodes_from_the_start(
         assert 2 <= copies <= nodes
 
 
-def test_the_index_is_under_what_every_node_mounts_and_the_state_is_not(
-    cluster: dict[str, Any],
-) -> None:
+def test_every_node_reaches_what_the_service_shares(cluster: dict[str, Any]) -> None:
     settings = load(ServeSettings, ROOT / "serve_configs/cluster.settings.yaml")
     mounts = [command for command in cluster["initialization_commands"] if "mount -t nfs4" in command]
     assert len(mounts) == 1
     shared = mounts[0].split()[-1]
     assert Path(settings.index_root).is_relative_to(shared)
-    assert not Path(settings.state).is_relative_to(shared)
-    assert any(str(Path(settings.state).parent) in command for command in cluster["initialization_commands"])
+    assert settings.impressions.folder is not None
+    assert Path(settings.impressions.folder).is_relative_to(shared)
+    assert settings.state.startswith("redis://")  # a file would be another one on each node
+    assert any("project[redis]" in command for command in cluster["setup_commands"])
 
 
 def test_the_commands_are_valid_shell(cluster: dict[str, Any]) -> None:
