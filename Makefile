@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo test test-unit test-ray check format clean
+.PHONY: install install-dev demo test test-unit test-redis test-ray check format clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -17,10 +17,13 @@ install-dev: .venv/.dev
 demo: install
 	$(BIN)/python -m raysys.demo $(if $(KEEP),--keep)
 
-test: test-unit test-ray
+test: test-unit test-redis test-ray
 
 test-unit: install-dev
-	$(BIN)/python -m pytest -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not redis" tests/unit
+
+test-redis: install-dev
+	$(BIN)/python -m pytest -m "redis and not ray"
 
 test-ray: install-dev
 	$(BIN)/python -m pytest -m ray

@@ -72,7 +72,10 @@ class Client:
             answer = self._http.request(method, path, json=body)
         except httpx.TransportError as error:
             raise Unavailable(f"nothing answers at {self.url} ({error}); start it with `raysys serve`") from error
-        content: dict[str, Any] = answer.json()
+        try:
+            content: dict[str, Any] = answer.json()
+        except ValueError as error:  # a proxy answers for a gateway that is not there
+            raise Unavailable(f"{self.url} answers {answer.status_code} without JSON; try again in a moment") from error
         if answer.is_error:
             raise ApiError(answer.status_code, content)
         return content

@@ -1,7 +1,12 @@
 """One small shop for the whole session: with structure, and one of pure noise."""
 
 import pytest
+from hypothesis import settings
 from support import Shop
+
+# How long an example takes says something about the machine, which others may share.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

@@ -193,7 +193,7 @@ async def serve_here(
     front = Front(ServeSettings(index_root=str(store.root), state=str(state), **settings), clock)
     catalogue = Catalogue(store.folder(store.current_id()))
     encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
-    shards = HostedRecall(len(catalogue.shards), store, front.state, threads=1)
+    shards = HostedRecall(len(catalogue.shards), store, front.state, 1, ProfileSettings())
     await shards.prepare(catalogue.snapshot_id)
     await front.take(catalogue, encoder.encode, shards, LocalRanker(RankingSettings()))
 

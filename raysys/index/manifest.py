@@ -52,6 +52,7 @@ class Manifest(Settings):
     template_hash: str
     item_rules: ItemRules = ItemRules()
     change_sequence: int = 0  # of the live changes, those up to here are folded in
+    change_store: str = ""  # the identity of the state store that numbered them
     written_by: dict[str, str]
 
     @property

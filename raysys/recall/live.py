@@ -7,6 +7,7 @@ snapshot's row of a changed item is served no more; what behaviour says about th
 All of this belongs to the one thread that searches the shard.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from raysys.index.shard_files import ShardFiles, rows_of
 from raysys.index.vector_index import NORM_TOLERANCE
 from raysys.keys import item_key
 from raysys.recall.availability import Availability, Mask
+from raysys.recall.fresh import Newest, since_s
 from raysys.recall.live_table import add_rows, item_table
 from raysys.types import ItemChange, Keys, Vectors
 
@@ -30,7 +32,7 @@ NOWHERE = -1  # the row of what is not served
 COMPACT_FROM_DEAD = 1_024
 COMPARE_ALL_FROM_SHARE = 1 / 4  # of the slots wanted: comparing with all then costs less than a copy of these
 
-_DERIVED = ("items", "attributes", "availability", "staying", "by_popularity", "_added")
+_DERIVED = ("items", "attributes", "availability", "staying", "by_popularity", "newest", "_added")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,16 +52,17 @@ class _Slots:
         self.vectors = np.zeros((room, dim), dtype=np.float32)
         self.popularity = np.zeros(room, dtype=np.float32)
         self.main_rows = np.zeros(room, dtype=np.int64)
+        self.since_s = np.zeros(room, dtype=np.float64)
         self.alive = np.zeros(room, dtype=np.bool_)
         self.has_text = np.zeros(room, dtype=np.bool_)
 
-    def append(self, key: int, vector: Vectors, popularity: float, main_row: int) -> int:
+    def append(self, key: int, vector: Vectors, popularity: float, main_row: int, since_s: float) -> int:
         """The new slot."""
         slot = self.count
         if slot == len(self.keys):
             self._take(np.arange(slot), room=2 * slot)
         self.keys[slot], self.vectors[slot] = key, vector
-        self.popularity[slot], self.main_rows[slot] = popularity, main_row
+        self.popularity[slot], self.main_rows[slot], self.since_s[slot] = popularity, main_row, since_s
         self.alive[slot], self.has_text[slot] = True, vector.any()
         self.count += 1
         return slot
@@ -148,8 +151,10 @@ class LiveRows:
         _, old = self._states.get(key, (-1, NOWHERE))
         slot = NOWHERE
         if not item.change.deleted:
-            popularity = 0.0 if main_row == NOWHERE else float(self._files.popularity[main_row])
-            slot = self._slots.append(key, self._vector(item, old, main_row), popularity, main_row)
+            is_new = main_row == NOWHERE
+            popularity = 0.0 if is_new else float(self._files.popularity[main_row])
+            since = math.floor(item.change.created_s) if is_new else float(self.main_since_s[main_row])
+            slot = self._slots.append(key, self._vector(item, old, main_row), popularity, main_row, since)
         if old != NOWHERE:
             self._slots.alive[old] = False
         self._states[key] = (item.change.sequence, slot)
@@ -200,6 +205,11 @@ class LiveRows:
         return self._slots.popularity[: len(self)]
 
     @property
+    def since_s(self) -> NDArray[np.float64]:
+        """Since when the item is there (``fresh.since_s``): a change of one of the snapshot makes it no newer."""
+        return self._slots.since_s[: len(self)]
+
+    @property
     def alive(self) -> Mask:
         return self._slots.alive[: len(self)]
 
@@ -229,7 +239,17 @@ class LiveRows:
         rows: Rows = self.n_main + order[self.alive[order]]
         return rows
 
+    @cached_property
+    def newest(self) -> Newest:
+        """The living slots by age."""
+        return Newest(self.since_s, self.keys, self.alive)
+
     # The snapshot's rows
+
+    @cached_property
+    def main_since_s(self) -> NDArray[np.float64]:
+        """[n_main] float64: since when each item of the snapshot is there (``fresh.since_s``)."""
+        return since_s(self._files.items)
 
     @cached_property
     def _moved(self) -> NDArray[np.int32]:

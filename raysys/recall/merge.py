@@ -5,21 +5,31 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raysys.types import POPULAR, SOURCES, Candidates
+from raysys.types import FRESH, POPULAR, SOURCES, TRENDING, Candidates
+
+LEAST_OF_NOW = 10
 
 
 def merge(answers: Sequence[Candidates], k: int) -> Candidates:
-    """Keep, per source, the k best of all shards; an item lives in one shard, so nothing comes twice.
+    """Keep, per source, the best of all shards, ``n_best`` of them; an item lives in one shard, so none comes twice.
 
     ``answers`` holds one or more. Popularity fills only when the other sources found fewer than k items in all.
     """
     everything = concatenate(answers)
     found_by = np.zeros(len(everything), dtype=np.uint8)
     for source in range(POPULAR):
-        found_by[_best(everything, source, k)] |= np.uint8(1 << source)
+        found_by[_best(everything, source, n_best(source, k))] |= np.uint8(1 << source)
     if np.count_nonzero(found_by) < k:
         found_by[_best(everything, POPULAR, k)] |= np.uint8(1 << POPULAR)
     return _take(everything, np.flatnonzero(found_by), found_by)
+
+
+def n_best(source: int, k: int) -> int:
+    """How many candidates a source puts forward at most: k, a quarter of it for what is trending or fresh.
+
+    Those two know nothing of the person, and are there whoever asks.
+    """
+    return min(k, max(k // 4, LEAST_OF_NOW)) if source in (TRENDING, FRESH) else k
 
 
 def concatenate(answers: Sequence[Candidates]) -> Candidates:

@@ -16,8 +16,24 @@ from numpy.typing import NDArray
 from raysys.index.shard_files import ShardFiles, rows_of
 from raysys.index.vector_index import SearchResult
 from raysys.recall.availability import Availability, Mask
+from raysys.recall.fresh import Newest, freshness
 from raysys.recall.live import LiveItem, LiveRows, Rows
-from raysys.types import POPULAR, PROFILE, QUERY, SAID, SOURCES, TRANSITION, Candidates, Keys, RecallQuery, Vectors
+from raysys.recall.merge import n_best
+from raysys.recall.trending import Trends
+from raysys.types import (
+    FRESH,
+    POPULAR,
+    PROFILE,
+    QUERY,
+    SAID,
+    SOURCES,
+    TRANSITION,
+    TRENDING,
+    Candidates,
+    Keys,
+    RecallQuery,
+    Vectors,
+)
 
 _Hits = tuple[Rows, NDArray[np.float32]]  # rows and their scores, best first
 END = np.array([np.iinfo(np.int64).max])  # behind every row
@@ -67,19 +83,40 @@ class _Held:
     visible: _Visible
 
 
+@dataclass(frozen=True, eq=False)
+class _Hot:
+    """The rows that are trending, ascending, with their scores, and the same rows hottest first, ties by key.
+
+    Made of these scores by item key, and of this version of the live rows.
+    """
+
+    rows: Rows
+    scores: NDArray[np.float32]
+    hottest: Rows
+    by_key: NDArray[np.float32]
+    version: int
+
+
+_NO_ROWS, _NO_SCORES = np.empty(0, np.int64), np.empty(0, np.float32)
+_NOT_ASKED = _Hot(_NO_ROWS, _NO_SCORES, _NO_ROWS, _NO_SCORES, -1)
+
+
 class Shard:
     """Recall over the items of one shard of one snapshot, and over what changed in them since (``live``).
 
-    Rows from ``n_main`` on are live ones, and move when changes are taken in. ``apply`` and ``recall`` are for one
-    thread.
+    ``trends``: what is trending among the items of this shard, whatever the snapshot; None = nothing so far.
+    Rows from ``n_main`` on are live ones, and move when changes are taken in. ``apply``, ``recall`` and ``trends`` are
+    for one thread.
     """
 
-    def __init__(self, number: int, files: ShardFiles) -> None:
+    def __init__(self, number: int, files: ShardFiles, trends: Trends | None = None) -> None:
         self.number = number
         self.files = files
         self.n_main = len(files.keys)
         self.live = LiveRows(files)
+        self.trends = Trends() if trends is None else trends
         self._held = _Held(None, None, 0, _Visible(None, None))
+        self._hot = _NOT_ASKED
 
     @property
     def n_items(self) -> int:
@@ -96,7 +133,7 @@ class Shard:
 
     def warm_up(self) -> None:
         """Open every file, so that the first request does not pay for it."""
-        _ = (self.files.index, self.files.transition, self.files.attributes, self._by_popularity)
+        _ = (self.files.index, self.files.transition, self.files.attributes, self._by_popularity, self._newest)
         self._availability.mask(0.0)
 
     def recall(self, queries: Sequence[RecallQuery]) -> list[Candidates]:
@@ -246,6 +283,7 @@ class Shard:
             return self._only(query, scope, transition_rows, transition_scores)
         found = {source: rows for source, (rows, _) in nearest.items()}
         found[TRANSITION] = self._top(transition_rows, transition_scores, scope, query.k)
+        found |= self._of_now(query, scope)
         rows = _union(found.values())
         if len(rows) < query.k:  # popularity fills what the others leave open
             found[POPULAR] = self._popular(scope, query.k)
@@ -296,12 +334,20 @@ class Shard:
             ends = np.cumsum([len(vectors) for _, vectors in given])
             for (source, vectors), end in zip(given, ends, strict=True):
                 scores[:, source] = similarity[end - len(vectors) : end].max(axis=0)
-        if len(transition_rows):
-            at = rows_of(transition_rows, rows)  # type: ignore[arg-type]  # any sorted integers will do
-            scores[:, TRANSITION] = np.where(at >= 0, transition_scores[at], 0)
+        hot = self._trending(query.now_s)
+        for source, known, known_scores in (
+            (TRANSITION, transition_rows, transition_scores),
+            (TRENDING, hot.rows, hot.scores),
+        ):
+            if len(known):
+                at = rows_of(known, rows)  # type: ignore[arg-type]  # any sorted integers will do
+                scores[:, source] = np.where(at >= 0, known_scores[at], 0)
+        if len(self._newest.rows(query.now_s)):
+            scores[: len(main), FRESH] = freshness(self.live.main_since_s[main], query.now_s)
         scores[: len(main), POPULAR] = self.files.popularity[main]
         if len(slots):
             scores[len(main) :, POPULAR] = self.live.popularity[slots]
+            scores[len(main) :, FRESH] = freshness(self.live.since_s[slots], query.now_s)
         return scores
 
     def _similarity(self, vectors: Vectors, rows: Rows) -> NDArray[np.float32]:
@@ -339,6 +385,43 @@ class Shard:
         order: Rows = np.argsort(-np.asarray(self.files.popularity), kind="stable")
         return order
 
+    # What is trending and what is fresh
+
+    def _of_now(self, query: RecallQuery, scope: _Scope) -> dict[int, Rows]:
+        """The best visible rows of these two sources, where there are any."""
+        hottest = _first_visible(self._trending(query.now_s).hottest, scope, n_best(TRENDING, query.k))
+        freshest = self._freshest(query.now_s, scope, n_best(FRESH, query.k))
+        return {source: rows for source, rows in ((TRENDING, hottest), (FRESH, freshest)) if len(rows)}
+
+    def _trending(self, now_s: float) -> _Hot:
+        keys, scores = self.trends.scores(now_s)
+        if scores is not self._hot.by_key or self.live.version != self._hot.version:
+            self._hot = self._place(keys, scores)
+        return self._hot
+
+    def _place(self, keys: Keys, scores: NDArray[np.float32]) -> _Hot:
+        """The rows of those of these items that are served here."""
+        rows = self._locate(keys)
+        served = np.flatnonzero(rows >= 0)
+        by_row = served[np.argsort(rows[served], kind="stable")]  # fast for what is nearly sorted
+        by_heat = served[np.argsort(-scores[served], kind="stable")]
+        return _Hot(rows[by_row], scores[by_row], rows[by_heat], scores, self.live.version)
+
+    @cached_property
+    def _newest(self) -> Newest:
+        return Newest(self.live.main_since_s, self.files.keys)
+
+    def _freshest(self, now_s: float, scope: _Scope, n: int) -> Rows:
+        """The n newest visible rows of those that are fresh."""
+        rows = _first_visible(self._newest.rows(now_s), scope, n)
+        if not len(self.live):
+            return rows
+        slots = _first_visible(self.n_main + self.live.newest.rows(now_s), scope, n) - self.n_main
+        if not len(slots):
+            return rows
+        scores = freshness(self.live.main_since_s[rows], now_s)
+        return self._merge_live(rows, scores, slots, freshness(self.live.since_s[slots], now_s), n)
+
     def _has_live(self, rows: Rows) -> bool:
         """Whether any of these rows, ascending, is a live one."""
         return len(rows) > 0 and rows[-1] >= self.n_main
@@ -370,6 +453,8 @@ def _unless_all(mask: Mask) -> Mask | None:
 
 def _first_visible(order: Rows, scope: _Scope, k: int) -> Rows:
     """The first k visible rows in this order, looked for in ever longer beginnings of it."""
+    if not len(order):
+        return order
     length = scope.n_excluded + (k if scope.visible.rows is None else 2 * k)
     while True:
         rows = order[:length]

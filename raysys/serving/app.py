@@ -81,10 +81,7 @@ def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
         settings,
         encoder.bind(_encoder_settings(settings, manifest), settings.encoder_tier.threads),
         ranker.bind(settings.ranking),
-        *(
-            shard.bind(number, n_shards, settings.index_root, settings.shard_tier.threads, settings.state)
-            for number, shard in enumerate(shards)
-        ),
+        *(shard.bind(number, n_shards, settings) for number, shard in enumerate(shards)),
     )
 
 

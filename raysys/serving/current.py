@@ -12,6 +12,7 @@ from raysys.recommender import Encode, Ranker, Recall, Recommender
 from raysys.serving.edge import Metrics
 from raysys.serving.live import LiveItems
 from raysys.serving.near_line import NearLine
+from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
 
 
@@ -76,7 +77,7 @@ async def open_current(
 ) -> Current:
     """The parts for one snapshot, caught up with the changes after it. Raises Unavailable."""
     texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint())
-    live = LiveItems(state, catalogue, texts, clock, metrics.freshness)
+    live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
     recommender = Recommender(
         Lookup(catalogue, live), encode, shards, ranker, settings.profile, settings.candidates_per_source, clock

@@ -47,9 +47,10 @@ class Encoder:
 class ShardReplica:
     """One shard of the catalogue. ``user_config`` names the snapshot, so that a new one never restarts a replica."""
 
-    def __init__(self, number: int, n_shards: int, index_root: str, threads: int, state: str) -> None:
-        store = SnapshotStore(index_root)
-        self._host = ShardHost(number, n_shards, store, recall_thread(threads), open_state(state))
+    def __init__(self, number: int, n_shards: int, settings: ServeSettings) -> None:
+        store = SnapshotStore(settings.index_root)
+        thread = recall_thread(settings.shard_tier.threads)
+        self._host = ShardHost(number, n_shards, store, thread, open_state(settings.state), settings.profile)
         self._follower = Follower(store, self._host.prepare)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -109,8 +110,10 @@ class Gateway:
         await self._front.take(catalogue, self._encoder.encode, self._shards, self._ranker)
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Ready when a snapshot is in use and every shard holds it."""
+        """Ready when a snapshot is in use, and every shard holds it and reads the same state store."""
         snapshot_id = self._follower.taken
         shards = await self._shards.status(STATUS_DEADLINE_S)
         ready = snapshot_id is not None and all(snapshot_id in s.get("snapshots", ()) for s in shards.values())
-        return ready, {"snapshot_id": snapshot_id, "refused": self._follower.refused, "shards": shards}
+        apart = await self._front.apart(shards)
+        state = {"snapshot_id": snapshot_id, "refused": self._follower.refused, "shards": shards}
+        return ready and not apart, {**state, **({"apart": apart} if apart else {})}

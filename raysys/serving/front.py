@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,6 +68,17 @@ class Front:
             self._housekeeping = asyncio.create_task(self._keep_house())
         if self.probe is not None:
             self.probe.take(current.lookup, encode, shards, ranker)
+
+    async def apart(self, shards: Mapping[str, dict[str, Any]]) -> list[str]:
+        """The shards that read another store than this gateway, from what each says of itself.
+
+        With a file as store on several machines each has its own, and no change would ever reach those shards.
+        """
+        try:
+            identity = await self.state.identity()
+        except Unavailable:  # it is away for all alike
+            return []
+        return [name for name, status in shards.items() if status.get("state", identity) != identity]
 
     @property
     def recommender(self) -> Recommender:

@@ -39,8 +39,13 @@ class FusedGateway:
     async def _take(self, snapshot_id: str) -> None:
         catalogue = Catalogue(self._store.folder(snapshot_id))
         catalogue.manifest.check_encoder(self._identity)
-        threads = self._settings.shard_tier.threads
-        shards = HostedRecall(len(catalogue.shards), self._store, self._front.state, threads)
+        shards = HostedRecall(
+            len(catalogue.shards),
+            self._store,
+            self._front.state,
+            self._settings.shard_tier.threads,
+            self._settings.profile,
+        )
         await shards.prepare(snapshot_id)
         await self._front.take(catalogue, self._encoder.encode, shards, LocalRanker(self._settings.ranking))
         previous, self._shards = self._shards, shards

@@ -34,6 +34,7 @@ class _Entry:
 class LiveItems:
     """The changes after one snapshot. Of an item only its id and state are kept; the rest is read when it is needed.
 
+    position: the sequence after which changes are news (``state.position``).
     on_fresh: called with ``item_to_live`` or ``delete_to_gone`` and the seconds from a change to its effect here.
     """
 
@@ -43,11 +44,12 @@ class LiveItems:
         catalogue: Catalogue,
         texts: NearLine,
         clock: Clock,
+        position: int,
         on_fresh: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         self._state, self._texts, self._clock, self._on_fresh = state, texts, clock, on_fresh
         self._catalogue = catalogue
-        self.position = catalogue.manifest.change_sequence
+        self.position = position
         self._entries: dict[int, _Entry] = {}
         self._held: OrderedDict[str, ItemChange] = OrderedDict()
         self._without_vector: dict[str, ItemChange] = {}

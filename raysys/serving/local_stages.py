@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from raysys.config import TierSettings
+from raysys.config import ProfileSettings, TierSettings
 from raysys.encoder.batching import encode_each
 from raysys.encoder.protocol import Encoder, Role
 from raysys.index.store import SnapshotStore
@@ -35,9 +35,11 @@ class ThreadEncoder:
 class HostedRecall:
     """All shards in this process, one after the other in one thread: two would fight over the interpreter."""
 
-    def __init__(self, n_shards: int, store: SnapshotStore, state: StateStore, threads: int) -> None:
+    def __init__(
+        self, n_shards: int, store: SnapshotStore, state: StateStore, threads: int, profile: ProfileSettings
+    ) -> None:
         thread = recall_thread(threads)
-        self._hosts = [ShardHost(number, n_shards, store, thread, state) for number in range(n_shards)]
+        self._hosts = [ShardHost(number, n_shards, store, thread, state, profile) for number in range(n_shards)]
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         answers = await asyncio.gather(*(host.recall([(snapshot_id, query)]) for host in self._hosts))

@@ -1,29 +1,38 @@
-"""What a shard replica does, without Ray: holds one shard of the newest snapshots, kept up to date with the change log,
-and answers batches of queries."""
+"""What a shard replica does, without Ray: holds one shard of the newest snapshots, kept up to date with the change log
+and with what people do, and answers batches of queries."""
 
 import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from raysys.errors import RaysysError, SnapshotMismatch, SnapshotNotLoaded, Unavailable
+from raysys.clock import Clock, SystemClock
+from raysys.config import ProfileSettings
+from raysys.errors import RaysysError, SnapshotMismatch, SnapshotNotLoaded
 from raysys.index.catalogue import Catalogue
+from raysys.index.manifest import Manifest
 from raysys.index.shard_files import rows_of
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
 from raysys.keys import item_key, item_keys, shard_of, text_key
+from raysys.profile.fold import event_weight
 from raysys.recall.live import LiveItem
 from raysys.recall.shard import Shard
+from raysys.recall.trending import Trends
+from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
-from raysys.types import Candidates, ItemChange, RecallQuery
+from raysys.types import Candidates, Event, ItemChange, RecallQuery
 
 HELD_SNAPSHOTS = 2  # the one in use, and the next one or the one before
 POLL_S = 0.05
-PAGE = 1_000
+EVENTS_POLL_S = 0.25
+RETRY_S = 1.0
+PAGE = 200  # of either log: taking in 1,000 changes holds the recall thread for 40 to 70 ms
+RECENT = 50_000  # so far back a replica that starts reads the events
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +55,25 @@ class ShardHost:
     """One shard, in the snapshots that requests may ask for. Searches and changes take turns in ``thread``."""
 
     def __init__(
-        self, number: int, n_shards: int, store: SnapshotStore, thread: ThreadPoolExecutor, state: StateStore
+        self,
+        number: int,
+        n_shards: int,
+        store: SnapshotStore,
+        thread: ThreadPoolExecutor,
+        state: StateStore,
+        profile: ProfileSettings | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.number, self._n_shards, self._store, self._state = number, n_shards, store, state
+        self._profile = ProfileSettings() if profile is None else profile
+        self._clock = SystemClock() if clock is None else clock
+        self._state_identity = ""
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._loading = asyncio.Lock()
         self._thread = thread
-        self._task: asyncio.Task[None] | None = None
+        self._trends = Trends()
+        self._event_position: int | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def prepare(self, snapshot_id: str) -> None:
         """Hold this snapshot, every change up to now included. What is held stays held.
@@ -61,44 +82,68 @@ class ShardHost:
         """
         async with self._loading:
             if snapshot_id not in self._held:
-                held = await asyncio.get_running_loop().run_in_executor(None, self._open, snapshot_id)
+                self._state_identity = await self._state.identity()
+                shard, manifest = await asyncio.get_running_loop().run_in_executor(None, self._open, snapshot_id)
+                position = await first_position(self._state, manifest)
+                held = _Held(shard, manifest.encoder_identity.fingerprint(), position)
                 await self._catch_up(held)
                 self._held[snapshot_id] = held
             self._held.move_to_end(snapshot_id)  # after a rollback the older one is the one in use
             while len(self._held) > HELD_SNAPSHOTS:
                 self._held.popitem(last=False)
-            if self._task is None:
-                self._task = asyncio.create_task(self._follow())
+            if not self._tasks:
+                self._tasks = [
+                    asyncio.create_task(self._follow("change log", self._catch_up_all, POLL_S)),
+                    asyncio.create_task(self._follow("events", self._take_events, EVENTS_POLL_S)),
+                ]
 
-    def _open(self, snapshot_id: str) -> _Held:
+    def _open(self, snapshot_id: str) -> tuple[Shard, Manifest]:
         catalogue = Catalogue(self._store.folder(snapshot_id))
         if len(catalogue.shards) != self._n_shards:
             raise SnapshotMismatch(
                 f"snapshot {snapshot_id} has {len(catalogue.shards)} shards, but {self._n_shards} are deployed: "
                 "deploy the application again to change the number of shards"
             )
-        shard = Shard(self.number, catalogue.shards[self.number])
+        shard = Shard(self.number, catalogue.shards[self.number], self._trends)
         shard.warm_up()
-        manifest = catalogue.manifest
-        return _Held(shard, manifest.encoder_identity.fingerprint(), manifest.change_sequence)
+        return shard, catalogue.manifest
 
     async def stop(self) -> None:
-        """End the following of the log."""
-        if self._task is not None:
-            self._task.cancel()
+        """End the following of the logs."""
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
 
-    async def _follow(self) -> None:
+    async def _follow(self, what: str, catch_up: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(every_s)
             try:
-                async with self._loading:
-                    for held in self._held.values():
-                        await self._catch_up(held)
-            except Unavailable as error:
-                log.warning("shard %d cannot read the change log now: %s", self.number, error)
-                await asyncio.sleep(1.0)
+                await catch_up()
+            except RaysysError as error:  # whatever it is, following must not end
+                log.warning("shard %d cannot follow the %s now: %s", self.number, what, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _take_events(self) -> None:
+        """Count what people did with items of this shard, up to now."""
+        if self._event_position is None:
+            self._event_position = max(0, await self._state.last_sequence() - RECENT)
+        while events := await self._state.events_after(self._event_position, PAGE):
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._count, [event for _, event in events])
+            self._event_position = events[-1][0]
+
+    def _count(self, events: Sequence[Event]) -> None:
+        weights = self._profile.event_weights
+        for event in events:
+            if event.item_id is not None and shard_of(key := item_key(event.item_id), self._n_shards) == self.number:
+                weight = event_weight(event.kind, event.value, weights, self._profile.custom_weight)
+                self._trends.add(key, event.user, weight, event.timestamp_s)
+        self._trends.scores(self._clock.now_s())  # now, so that no request does the work
+
+    async def _catch_up_all(self) -> None:
+        async with self._loading:
+            for held in self._held.values():
+                await self._catch_up(held)
 
     async def _catch_up(self, held: _Held) -> None:
         while changes := await self._state.item_changes(held.position, PAGE):
@@ -152,6 +197,7 @@ class ShardHost:
             "snapshots": list(self._held),
             "items": 0 if newest is None else newest.shard.n_items,
             "change_sequence": 0 if newest is None else newest.position,
+            "state": self._state_identity,
         }
 
 

@@ -116,6 +116,10 @@ class StateStore(Protocol):
         """The latest change of each of these items that was ever changed, deleted ones included."""
         ...
 
+    async def identity(self) -> str:
+        """32 hex digits that name this data: sequences of one store mean nothing to another."""
+        ...
+
     async def last_sequence(self) -> int:
         """The highest sequence given so far, 0 at the start."""
         ...

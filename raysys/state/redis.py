@@ -21,6 +21,7 @@ Redis Cluster is not supported, as one script writes to keys that it would put o
 import asyncio
 import logging
 import re
+import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -201,6 +202,13 @@ class RedisState:
         _check_keys(item_ids, "item_ids")
         changes = (_change(*found) for found in await self._run(redis_scripts.GET_ITEMS, item_ids))
         return {change.item_id: change for change in changes}
+
+    async def identity(self) -> str:
+        """See ``StateStore.identity``."""
+        async with self._answering():
+            await self._client.set(redis_scripts.IDENTITY_KEY, uuid.uuid4().hex, nx=True)
+            identity: Any = await self._client.get(redis_scripts.IDENTITY_KEY)
+            return str(identity, "ascii")
 
     async def last_sequence(self) -> int:
         """See ``StateStore.last_sequence``."""

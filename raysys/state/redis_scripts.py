@@ -6,6 +6,7 @@ A script that fails is not undone, so the first write of each is one that Redis 
 Keys, all of them after ``raysys:``
 
     sequence          the highest sequence given
+    identity          names the data
     versions          hash   user -> version
     people            hash   user -> person
     links             hash   session -> user
@@ -21,7 +22,8 @@ Keys, all of them after ``raysys:``
     sessions:<user>   set    the sessions linked to this user
 """
 
-SEQUENCE_KEY, ERASED_KEY, VECTORS_KEY = "raysys:sequence", "raysys:erased", "raysys:vectors"
+SEQUENCE_KEY, IDENTITY_KEY = "raysys:sequence", "raysys:identity"
+ERASED_KEY, VECTORS_KEY = "raysys:erased", "raysys:vectors"
 
 _KEYS = """
 local call = redis.call

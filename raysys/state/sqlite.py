@@ -28,8 +28,10 @@ SCHEMA_VERSION = 2
 # are events, a person or links of theirs. ``last`` has one row: the highest sequence given, how often somebody was
 # erased, and how many of those times the file was written anew since.
 _SCHEMA = """
-CREATE TABLE last (sequence INTEGER NOT NULL, erasures INTEGER NOT NULL, scrubbed INTEGER NOT NULL);
-INSERT INTO last VALUES (0, 0, 0);
+CREATE TABLE last (
+    sequence INTEGER NOT NULL, erasures INTEGER NOT NULL, scrubbed INTEGER NOT NULL, identity TEXT NOT NULL
+);
+INSERT INTO last VALUES (0, 0, 0, lower(hex(randomblob(16))));
 CREATE TABLE events (
     sequence INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, user TEXT NOT NULL, timestamp_s REAL NOT NULL,
     kind TEXT NOT NULL, item_id TEXT, value REAL, expires_s REAL, details TEXT
@@ -217,6 +219,11 @@ class SqliteState:
             rows = [reader.execute(_ITEM, (item_id,)).fetchone() for item_id in item_ids]
         changes = (records.item_from_json(*row) for row in rows if row is not None)
         return {change.item_id: change for change in changes}
+
+    async def identity(self) -> str:
+        """See ``StateStore.identity``."""
+        with self._reading() as reader:
+            return str(reader.execute("SELECT identity FROM last").fetchone()[0])
 
     async def last_sequence(self) -> int:
         """See ``StateStore.last_sequence``."""

@@ -66,8 +66,9 @@ def check_location(location: str) -> None:
         )
 
 
-def take_log(location: str, folder: Path) -> int:
-    """Write all changes up to now, and who was erased, into ``folder``. Returns the sequence they go up to.
+def take_log(location: str, folder: Path) -> tuple[int, str]:
+    """Write all changes up to now, and who was erased, into ``folder``. Returns the sequence they go up
+    to, and the identity of the store that gave it.
 
     Raises ConfigError for a store that cannot be used, Unavailable for one that does not answer. Not for use inside
     an event loop.
@@ -76,9 +77,10 @@ def take_log(location: str, folder: Path) -> int:
     return asyncio.run(_take(location, folder))
 
 
-async def _take(location: str, folder: Path) -> int:
+async def _take(location: str, folder: Path) -> tuple[int, str]:
     state = open_state(location)
     try:
+        identity = await state.identity()
         last = await state.last_sequence()  # before the pages: what is written from here on stays in the log
         with pq.ParquetWriter(folder / _CHANGES, _CHANGE_SCHEMA) as writer:
             async for page in _pages(state, last):
@@ -86,7 +88,7 @@ async def _take(location: str, folder: Path) -> int:
         _write_erased(await state.erased(), folder)
     finally:
         await state.close()
-    return last
+    return last, identity
 
 
 async def _pages(state: StateStore, last: int) -> AsyncIterator[list[ItemChange]]:

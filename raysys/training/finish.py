@@ -125,6 +125,7 @@ def publish(
         template_hash=_hash(plan.settings.catalog.template),
         item_rules=ItemRules(**plan.settings.catalog.model_dump(include=set(ItemRules.model_fields))),
         change_sequence=plan.change_sequence,
+        change_store=plan.change_store,
         written_by=writers(),
     )
     store = SnapshotStore(plan.settings.index.root)

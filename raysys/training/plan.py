@@ -33,7 +33,8 @@ class Inputs:
 class BuildPlan:
     """Everything a stage needs; small, and the same on every worker. All paths are seen by every node.
 
-    change_sequence: live changes up to this one are in the staging folder, 0 = none.
+    change_sequence: live changes up to this one are in the staging folder, 0 = none. change_store: the identity of
+    their store.
     """
 
     settings: BuildSettings
@@ -42,6 +43,7 @@ class BuildPlan:
     snapshot: Path
     staging: Path
     change_sequence: int = 0
+    change_store: str = ""
 
     @property
     def n_shards(self) -> int:
@@ -102,7 +104,8 @@ def _with_changes(plan: BuildPlan) -> BuildPlan:
     """The plan with the log of changes in its staging folder, where the settings say where that is."""
     if plan.settings.state is None:
         return plan
-    return replace(plan, change_sequence=changes.take_log(plan.settings.state, plan.staging))
+    sequence, store = changes.take_log(plan.settings.state, plan.staging)
+    return replace(plan, change_sequence=sequence, change_store=store)
 
 
 def make_plan(settings: BuildSettings, now_s: float) -> BuildPlan:

@@ -181,6 +181,7 @@ def test_folded_changes_equal_a_file_that_holds_them(tmp_path: Path, reads: Item
     assert "changes folded 6: items of the catalogue replaced 3, deleted 1" in readable(report, 3, None)
 
 
+@pytest.mark.redis
 def test_changes_in_redis_are_folded_as_those_in_a_file(tmp_path: Path, reads: ItemEntry) -> None:
     require_redis()
     server = RedisServer(tmp_path / "redis").start()

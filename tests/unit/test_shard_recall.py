@@ -2,8 +2,10 @@
 
 from copy import copy
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support import DAY_S, DIM, EXPIRED, FUTURE, HIDDEN, N_ITEMS, NOW_S, ODD, SILENT, K, Shop
 
@@ -16,11 +18,25 @@ from raysys.keys import item_key, item_keys, shard_of
 from raysys.recall.live import LiveItem
 from raysys.recall.merge import concatenate, merge
 from raysys.recall.shard import Shard
-from raysys.types import POPULAR, PROFILE, QUERY, SAID, SOURCES, TRANSITION, Candidates, ItemChange, RecallQuery
+from raysys.recall.trending import Trends
+from raysys.types import (
+    FRESH,
+    POPULAR,
+    PROFILE,
+    QUERY,
+    SAID,
+    SOURCES,
+    TRANSITION,
+    TRENDING,
+    Candidates,
+    ItemChange,
+    RecallQuery,
+)
 
 N_SHARDS = (1, 2, 3, 8)
 
 Found = dict[int, tuple[list[float], int]]  # key -> scores by source, bits of the sources that put it forward
+Acts = tuple[str, str, float, float]  # item id, user, weight, at_s
 
 
 class Oracle:
@@ -30,6 +46,9 @@ class Oracle:
         (files,) = Catalogue(shop.snapshot(1)).shards
         self.keys, self.vectors, self.popularity = files.keys, np.array(files.vectors), np.array(files.popularity)
         self.items = files.items.to_pylist()
+        starts = [item["available_from"] for item in self.items]
+        self.since_s = np.array([-np.inf if start is None else start.timestamp() // 1 for start in starts])
+        self.events: list[Acts] = []
         self.weights: dict[int, np.ndarray] = {}
         rows = files.transition
         for i, source in enumerate(rows.sources):
@@ -58,8 +77,19 @@ class Oracle:
                 scores[:, source] = (self.vectors @ vectors.T).max(axis=1)
         for key, weight in zip(query.history_keys.tolist(), query.history_weights, strict=True):
             scores[:, TRANSITION] += weight * self.weights.get(key, 0)
+        scores[:, TRENDING] = self.trending(query.now_s)
+        age_s = np.floor(query.now_s) - self.since_s
+        scores[:, FRESH] = np.where((age_s >= 0) & (age_s < 14 * DAY_S), 0.5 ** np.abs(age_s / (3 * DAY_S)), 0)
         scores[:, POPULAR] = self.popularity
         return scores
+
+    def trending(self, now_s: float) -> np.ndarray:
+        """From scratch, one event a person, item and hour: no two of ``events`` are of the same."""
+        sums = np.zeros((2, len(self.keys)))
+        for item_id, _, weight, at_s in self.events:
+            age_s = np.floor(now_s) - np.floor(at_s)
+            sums[:, self.keys == item_key(item_id)] += [[weight * 0.5 ** (age_s / h)] for h in (1_800, 43_200)]
+        return (sums[0] / (sums[0] + 10) + sums[1] / (sums[1] + 100)) / 2
 
     def recall(self, query: RecallQuery, keeps=lambda _: True) -> Found:
         scores, visible = self.scores(query), self.visible(query, keeps)
@@ -70,6 +100,9 @@ class Oracle:
             TRANSITION: visible & (scores[:, TRANSITION] != 0),
         }
         found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
+        for source in (TRENDING, FRESH):
+            few = min(query.k, max(query.k // 4, 10))
+            found[source] = self._best(scores[:, source].astype(np.float32), visible & (scores[:, source] > 0), few)
         if len(set().union(*found.values())) < query.k:
             found[POPULAR] = self._best(scores[:, POPULAR], visible, query.k)
         return {
@@ -77,7 +110,9 @@ class Oracle:
             for row in set().union(*found.values())
         }
 
-    def changed(self, items: dict[str, dict], vectors: dict[str, np.ndarray], deleted: set[str]) -> "Oracle":
+    def changed(
+        self, items: dict[str, dict], vectors: dict[str, np.ndarray], deleted: set[str], created_s: dict[str, float]
+    ) -> "Oracle":
         """The same after these items got new fields and vectors, and others were deleted."""
         rows = {item["item_id"]: row for row, item in enumerate(self.items)}
         n_more = len(items.keys() - rows.keys())
@@ -86,11 +121,14 @@ class Oracle:
         oracle.keys = np.append(self.keys, np.zeros(n_more, np.uint64))
         oracle.vectors = np.vstack([self.vectors, np.zeros((n_more, DIM), np.float32)])
         oracle.popularity = np.append(self.popularity, np.zeros(n_more, np.float32))
+        oracle.since_s = np.append(self.since_s, np.zeros(n_more))
         oracle.items = self.items + [{} for _ in range(n_more)]
         for item_id, fields in items.items():
             row = rows[item_id]
             oracle.keys[row], oracle.vectors[row] = item_key(item_id), vectors[item_id]
             oracle.items[row] = dict.fromkeys(self.items[0]) | {"item_id": item_id} | fields
+            if row >= len(self.items):
+                oracle.since_s[row] = created_s[item_id] // 1
         gone = {rows[item_id] for item_id in deleted}
         kept = np.array([row for row in np.argsort(oracle.keys) if row not in gone])
         oracle.keys, oracle.vectors, oracle.popularity = (
@@ -98,6 +136,7 @@ class Oracle:
             oracle.vectors[kept],
             oracle.popularity[kept],
         )
+        oracle.since_s = oracle.since_s[kept]
         oracle.items = [oracle.items[row] for row in kept]
         weights = {source: np.append(values, np.zeros(n_more)) for source, values in self.weights.items()}
         oracle.weights = {source: values[kept] for source, values in weights.items()}
@@ -312,13 +351,17 @@ def changed(shop: Shop, oracle: Oracle) -> tuple[Oracle, list[LiveItem]]:
         item_id: {"title": f"{titles[n]} {item_id}", "price": float(n % 7), "year": 1950 + n % 20}
         for n, item_id in enumerate([*edited, *(f"new-{number}" for number in range(24))])
     }
+    created_s = {item_id: NOW_S - 0.25 - n * DAY_S for n, item_id in enumerate(reversed(items))}  # new ones in 24 days
     vectors = {item_id: HashEncoder(DIM).encode([fields["title"]], "item")[0] for item_id, fields in items.items()}
     states = [*items.items(), *((item_id, None) for item_id in deleted)]
     changes = [
-        LiveItem(ItemChange(n, item_id, fields, "", NOW_S, NOW_S), None if fields is None else vectors[item_id])
+        LiveItem(
+            ItemChange(n, item_id, fields, "", NOW_S, created_s.get(item_id, NOW_S)),
+            None if fields is None else vectors[item_id],
+        )
         for n, (item_id, fields) in enumerate(states, start=1)
     ]
-    return oracle.changed(items, vectors, deleted), changes
+    return oracle.changed(items, vectors, deleted, created_s), changes
 
 
 @pytest.fixture(scope="module", params=N_SHARDS)
@@ -362,3 +405,166 @@ def test_candidates_are_in_the_order_of_their_keys(
     for shard in [*shards, *changed_shards]:
         key = shard.recall([random_query(shop, 4)])[0].key
         assert (key[1:] > key[:-1]).all()
+
+
+# What is trending and what is fresh
+
+
+@pytest.fixture(scope="module")
+def dated(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """The shop with a start for four items in five: in pairs, from in three days to a month ago."""
+    shop = Shop(tmp_path_factory.mktemp("dated"))
+    starts = [
+        None if n % 5 == 0 else datetime.fromtimestamp(NOW_S + 3 * DAY_S - n // 2 * DAY_S / 4 + 0.3, UTC)
+        for n in range(len(shop.items))
+    ]
+    column = pa.array(starts, shop.items.schema.field("available_from").type)
+    shop.__dict__["items"] = shop.items.set_column(
+        shop.items.schema.get_field_index("available_from"), "available_from", column
+    )
+    return shop
+
+
+@pytest.fixture(scope="module")
+def busy(dated: Shop, changed: tuple[Oracle, list[LiveItem]]) -> tuple[Oracle, list[LiveItem], list[Acts]]:
+    """Two days of events about items of all sorts: changed and deleted ones, new ones, hidden ones, unknown ones."""
+    changes = changed[1]
+    shown = {item.change.item_id: item for item in changes if not item.change.deleted}
+    oracle = Oracle(dated).changed(
+        {item_id: dict(item.change.fields or {}) for item_id, item in shown.items()},
+        {item_id: item.vector for item_id, item in shown.items() if item.vector is not None},
+        {item.change.item_id for item in changes if item.change.deleted},
+        {item_id: item.change.created_s for item_id, item in shown.items()},
+    )
+    random = np.random.default_rng(5)
+    ids = [*(item["item_id"] for item in oracle.items), *(item.change.item_id for item in changes), "never-heard-of"]
+    picks = (len(ids) * random.random(1_500) ** 2).astype(int)
+    oracle.events = [
+        (ids[pick], f"u:{n}", float(random.choice([0.5, 1, 3])), NOW_S - float(random.random()) * DAY_S)
+        for n, pick in enumerate(picks)
+    ]
+    return oracle, changes, oracle.events
+
+
+def served(shop: Shop, n_shards: int, changes: list[LiveItem], events: list[Acts]) -> list[Shard]:
+    shards = open_shards(shop.snapshot(n_shards))
+    for item in changes:
+        shards[shard_of(item_key(item.change.item_id), n_shards)].apply([item])
+    for item_id, user, weight, at_s in events:
+        shards[shard_of(item_key(item_id), n_shards)].trends.add(item_key(item_id), user, weight, at_s)
+    return shards
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def busy_shards(
+    dated: Shop, request: pytest.FixtureRequest, busy: tuple[Oracle, list[LiveItem], list[Acts]]
+) -> list[Shard]:
+    return served(dated, request.param, busy[1], busy[2])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_trending_and_fresh_equal_brute_force(
+    shop: Shop, busy: tuple[Oracle, list[LiveItem], list[Acts]], busy_shards: list[Shard], seed: int
+) -> None:
+    raw, keeps = (FILTERS[seed % len(FILTERS)]) if seed % 2 else (None, lambda _: True)
+    query = random_query(shop, seed, filter=None if raw is None else parse(raw))
+    found, expected = as_found(ask(busy_shards, query)), busy[0].recall(query, keeps)
+    assert_same(found, expected)
+    if raw is None:
+        for source in (TRENDING, FRESH):
+            assert sum(bits >> source & 1 for _, bits in found.values()) == min(query.k, max(query.k // 4, 10))
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_a_quarter_comes_of_each_and_popularity_fills_the_rest_as_time_goes_on(
+    dated: Shop, busy: tuple[Oracle, list[LiveItem], list[Acts]], n_shards: int
+) -> None:
+    shards = served(dated, n_shards, busy[1], busy[2])
+    for later_s in (0, 0.6, 1, 5_000, DAY_S / 2):
+        for k in (1, 10, 11, 40, 120, 1_000):
+            query = plain(k=k, now_s=NOW_S + later_s)
+            assert_same(as_found(ask(shards, query)), busy[0].recall(query))
+
+
+def test_only_scores_trending_and_fresh_items(
+    busy: tuple[Oracle, list[LiveItem], list[Acts]], busy_shards: list[Shard]
+) -> None:
+    oracle = busy[0]
+    query = plain(only=np.array(oracle.keys))
+    found = as_found(concatenate([shard.recall([query])[0] for shard in busy_shards]))
+    visible = oracle.visible(query, lambda _: True)
+    assert found.keys() == set(oracle.keys[visible].tolist())
+    for key, scores in zip(oracle.keys[visible].tolist(), oracle.scores(query)[visible], strict=True):
+        assert found[key][0] == pytest.approx(scores.tolist(), abs=1e-5)
+        assert found[key][1] == sum(1 << source for source in range(len(SOURCES)) if scores[source] != 0)
+
+
+def shown_by(shards: list[Shard], source: int, **parts) -> set[int]:
+    return {key for key, (_, bits) in as_found(ask(shards, plain(**parts))).items() if bits >> source & 1}
+
+
+def live_item(sequence: int, item_id: str, fields: dict | None, created_s: float = NOW_S) -> LiveItem:
+    return LiveItem(ItemChange(sequence, item_id, fields, "", NOW_S, created_s), None)
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_what_may_not_be_seen_is_not_trending_either(shop: Shop, n_shards: int) -> None:
+    hot = [HIDDEN, EXPIRED, FUTURE, "item-1", "item-2", "item-3", "item-4", "never-heard-of", "new-1"]
+    acts = [(item_id, f"u:{n}", 1.0, NOW_S - n) for item_id in hot for n in range(50)]
+    shards = served(shop, n_shards, [live_item(1, "item-1", None), live_item(2, "item-2", {"hidden": True})], acts)
+    assert shown_by(shards, TRENDING) == set(item_keys(["item-3", "item-4"]).tolist())
+    only_4 = parse({"must": [{"field": "item_id", "match": "item-4"}]})
+    assert shown_by(shards, TRENDING, filter=only_4) == {item_key("item-4")}
+    assert shown_by(shards, TRENDING, exclude_keys=item_keys(["item-4"])) == {item_key("item-3")}
+    for change in (live_item(3, "new-1", {"title": "new"}), live_item(4, "item-1", {"title": "back"})):
+        shards[shard_of(item_key(change.change.item_id), n_shards)].apply([change])
+    assert shown_by(shards, TRENDING) == set(item_keys(["item-1", "item-3", "item-4", "new-1"]).tolist())
+
+
+def test_what_is_filtered_away_or_excluded_makes_room_for_the_next(shop: Shop) -> None:
+    acts = [(f"item-{n}", f"u:{user}", 1.0, NOW_S) for n in range(240) for user in range(1 + n // 8)]
+    shards = served(shop, 3, [], acts)
+    hottest = item_keys([f"item-{n}" for n in range(239, 50, -1)])
+    assert item_key("item-239") in shown_by(shards, TRENDING)
+    assert not set(hottest.tolist()) & shown_by(shards, TRENDING, exclude_keys=hottest)
+    assert len(shown_by(shards, TRENDING, exclude_keys=hottest)) == 10
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_a_new_item_is_fresh_for_two_weeks_and_an_edited_one_is_not(shop: Shop, n_shards: int) -> None:
+    changes = [
+        live_item(1, "new-1", {"title": "new"}),
+        live_item(2, "new-2", {"title": "hidden", "hidden": True}),
+        live_item(3, "new-3", None),
+        live_item(4, "item-1", {"title": "edited"}),
+        live_item(5, "item-2", {"available_from": datetime.fromtimestamp(NOW_S - 1, UTC).isoformat()}),
+        live_item(6, "new-4", {"title": "older"}, NOW_S - 3 * DAY_S),
+    ]
+    shards = served(shop, n_shards, changes, [])
+    assert shown_by(shards, FRESH) == {item_key("new-1"), item_key("new-4")}
+    scores = as_found(ask(shards, plain()))
+    assert [scores[item_key(item_id)][0][FRESH] for item_id in ("new-1", "new-4")] == [1.0, 0.5]
+    assert shown_by(shards, FRESH, exclude_keys=item_keys(["new-1"])) == {item_key("new-4")}
+    assert shown_by(shards, FRESH, now_s=NOW_S + 11 * DAY_S) == {item_key("new-1"), item_key(FUTURE)}
+    assert shown_by(shards, FRESH, now_s=NOW_S + 14 * DAY_S) == {item_key(FUTURE)}
+    assert shown_by(shards, FRESH, now_s=NOW_S + 15 * DAY_S) == set()
+    assert shown_by(shards, FRESH, now_s=NOW_S - 1) == {item_key("new-4")}  # by a clock that is behind
+
+
+def test_a_snapshots_item_keeps_its_age_when_it_changes(dated: Shop) -> None:
+    shards = served(dated, 3, [], [])
+    (newest,) = [item for item in Oracle(dated).items if item["item_id"] == "item-26"]
+    before = as_found(ask(shards, plain(only=item_keys(["item-26"]), k=1_000)))[item_key("item-26")][0][FRESH]
+    assert before == pytest.approx(0.5 ** ((NOW_S - newest["available_from"].timestamp() // 1) / (3 * DAY_S)))
+    for change in (live_item(1, "item-26", {"title": "a"}), live_item(2, "item-26", None), live_item(3, "item-26", {})):
+        shards[shard_of(item_key("item-26"), 3)].apply([change])
+    assert as_found(ask(shards, plain(only=item_keys(["item-26"]))))[item_key("item-26")][0][FRESH] == before
+
+
+def test_two_snapshots_share_what_is_trending(shop: Shop) -> None:
+    (files,) = Catalogue(shop.snapshot(1)).shards
+    trends = Trends()
+    old = Shard(0, files, trends)
+    trends.add(item_key("item-1"), "u:a", 1.0, NOW_S)
+    new = Shard(0, files, trends)
+    assert shown_by([old], TRENDING) == shown_by([new], TRENDING) == {item_key("item-1")}

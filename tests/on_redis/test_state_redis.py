@@ -19,6 +19,8 @@ from raysys.errors import ConfigError, Unavailable
 from raysys.state.redis import RedisState
 from raysys.types import Person
 
+pytestmark = pytest.mark.redis
+
 TIMEOUT_S = 10.0  # a busy disk can take a second for an fsync
 PASSWORD = "s3cret-Pässword"
 

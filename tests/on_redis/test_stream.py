@@ -21,6 +21,8 @@ from raysys.state.sqlite import SqliteState
 from raysys.state.stream import DeadLetters, EventSource, StreamEntry, consume
 from raysys.types import Event
 
+pytestmark = pytest.mark.redis
+
 STREAM, GROUP = "clicks", "raysys"
 WAIT_S = 0.02
 

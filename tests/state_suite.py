@@ -214,6 +214,12 @@ class StateStoreSuite:
         assert versions == {"u:ann": sequences["3"], "u:bob": sequences["4"], "u:nobody": 0}
         assert await store.last_sequence() == sequences["4"]
 
+    async def test_an_identity_names_the_data(self, store, open_store):
+        identity = await store.identity()
+        assert len(identity) == 32
+        await store.append([event("1")])
+        assert await (await open_store()).identity() == await store.identity() == identity
+
     async def test_sequences_only_grow(self, store):
         seen = [await store.last_sequence()]
         for write in (
