@@ -196,7 +196,7 @@ class ProfileSettings(Settings):
     history: PositiveInt = 50
     interest_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.2
     interest_share: Annotated[float, Field(gt=0, le=1)] = 0.35
-    max_interests: PositiveInt = 3
+    max_interests: PositiveInt = 2
     session_gap_minutes: Annotated[float, Field(gt=0)] = 30.0
     clock_error_s: Annotated[float, Field(ge=0)] = 300.0
 

@@ -14,6 +14,11 @@ from raysys.types import Candidates, Keys, Vectors
 class Live(Protocol):
     """What changed after the snapshot was built, and the vectors of what people wrote."""
 
+    @property
+    def position(self) -> int:
+        """Grows with every change."""
+        ...
+
     def states(self, keys: Keys) -> dict[int, bool]:
         """For those of these items that changed: whether they may still be shown."""
         ...
@@ -33,6 +38,8 @@ class Live(Protocol):
 
 class NothingLive:
     """A snapshot on its own."""
+
+    position = 0
 
     def states(self, keys: Keys) -> dict[int, bool]:
         return {}

@@ -21,7 +21,7 @@ from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
-from raysys.tastes import Tastes, tastes
+from raysys.tastes import KnownTastes, Tastes, tastes
 from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Vectors
 
 # [dim] float32 for one text, as a query or as an item. Raises Unavailable.
@@ -75,13 +75,14 @@ class Recommender:
         self.lookup, self.catalogue = lookup, lookup.catalogue
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
+        self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
 
     async def recommend(self, request: Request, profile: Profile) -> Answer:
         """The ``limit`` best items for this person and request, of all sources, ranked."""
         trace = Trace(self._clock)
         known = seeds(profile, self._settings, request.history, request.positive, request.negative)
-        taste = await self._taste(known, trace)
+        taste = await self._taste(request, profile, known, trace)
         trace.mark("profile")
         text = await self._encode(request.query, trace)
         query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste)
@@ -125,9 +126,17 @@ class Recommender:
             )
         return mean
 
-    async def _taste(self, known: Seeds, trace: Trace) -> Tastes:
+    async def _taste(self, request: Request, profile: Profile, known: Seeds, trace: Trace) -> Tastes:
+        is_plain = profile.version > 0 and not (request.history or request.positive or request.negative)
+        position = self.lookup.live.position
+        found = self._known_tastes.get(profile, position) if is_plain else None
+        if found is not None:
+            return found
         try:
-            return await tastes(known, self.lookup, self._settings, self._clock.now_s())
+            found = await tastes(known, self.lookup, self._settings, self._clock.now_s())
+            if is_plain:
+                self._known_tastes.put(profile, position, found)
+            return found
         except Unavailable:  # what changed after the snapshot cannot be read now
             trace.degraded.append("live")
             return Tastes()

@@ -1,5 +1,6 @@
 """What a person is after, as vectors: arithmetic over vectors that exist already, of their items and of their words."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,18 +10,49 @@ from raysys.config import ProfileSettings
 from raysys.lookup import Lookup
 from raysys.profile.interests import interests
 from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
-from raysys.types import Vectors
+from raysys.types import Profile, Vectors
 
+MOST_KNOWN = 5_000  # people: some 30 MB at 384 dimensions
 MOST_SAID = 3  # texts that recall looks at, the weightiest
 _NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, no weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tastes:
-    """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. None where there is none."""
+    """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. None where there is none.
+
+    is_final: all that they said is encoded; what is not is left out.
+    """
 
     liked: Vectors | None = None
     said: Vectors | None = None
+    is_final: bool = True
+
+
+class KnownTastes:
+    """The tastes worked out last, with what they were worked out from.
+
+    Who asks again, having done nothing, has the same: a profile that has not changed is the same object
+    (``profile.reader``). Of at most ``MOST_KNOWN`` people; those not asked for the longest go.
+    """
+
+    def __init__(self) -> None:
+        self._tastes: OrderedDict[str, tuple[Profile, int, Tastes]] = OrderedDict()
+
+    def get(self, profile: Profile, position: int) -> Tastes | None:
+        """The tastes of this profile, while the catalogue is as it was."""
+        known, at_position, tastes = self._tastes.get(profile.user, (None, 0, None))
+        if known is not profile or at_position != position:
+            return None
+        self._tastes.move_to_end(profile.user)
+        return tastes
+
+    def put(self, profile: Profile, position: int, tastes: Tastes) -> None:
+        if tastes.is_final:
+            self._tastes[profile.user] = (profile, position, tastes)
+            self._tastes.move_to_end(profile.user)
+            if len(self._tastes) > MOST_KNOWN:
+                self._tastes.popitem(last=False)
 
 
 async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s: float) -> Tastes:
@@ -35,7 +67,7 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
     wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
-    return Tastes(liked, _stack(wanted))
+    return Tastes(liked, _stack(wanted), is_final=len(said) == len(known.sayings))
 
 
 async def _liked(

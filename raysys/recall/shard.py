@@ -199,7 +199,8 @@ class Shard:
     # What is near
 
     def _nearest(self, queries: Sequence[RecallQuery], scopes: Sequence[_Scope]) -> list[dict[int, tuple[Rows, bool]]]:
-        """Rows near the vectors of each request, by source. Searches of one mask are one call."""
+        """Rows near the vectors of each request, by source: the k nearest of each vector. Searches of one mask are one
+        call."""
         hits: list[dict[int, list[tuple[Rows, bool]]]] = [{} for _ in queries]
         groups: dict[_Visible, list[tuple[int, int, Vectors]]] = {}
         for i, (query, scope) in enumerate(zip(queries, scopes, strict=True)):
@@ -211,18 +212,7 @@ class Shard:
             answers = self._search(np.stack([v for _, _, v in group]), k, [scopes[i] for i, _, _ in group])
             for (i, source, _), (rows, exact) in zip(group, answers, strict=True):
                 hits[i].setdefault(source, []).append((rows[: queries[i].k], exact))
-        return [
-            {source: self._nearest_of(query, source, parts) for source, parts in its_hits.items()}
-            for query, its_hits in zip(queries, hits, strict=True)
-        ]
-
-    def _nearest_of(self, query: RecallQuery, source: int, parts: list[tuple[Rows, bool]]) -> tuple[Rows, bool]:
-        """The k rows that are nearest to any vector of a source, from the k nearest of each."""
-        if len(parts) == 1:
-            return parts[0]
-        rows = _union([rows for rows, _ in parts])
-        scores = self._similarity(dict(_given(query))[source], rows).max(axis=0)
-        return self._best(rows, scores, query.k), all(exact for _, exact in parts)
+        return [{source: _together(parts) for source, parts in its_hits.items()} for its_hits in hits]
 
     def _search(self, vectors: Vectors, k: int, scopes: Sequence[_Scope]) -> list[tuple[Rows, bool]]:
         """The k nearest visible rows of each vector; all scopes share one mask. Excluded rows are few: fetch more."""
@@ -285,10 +275,17 @@ class Shard:
         found[TRANSITION] = self._top(transition_rows, transition_scores, scope, query.k)
         found |= self._of_now(query, scope)
         rows = _union(found.values())
+        scores = self._scores(query, rows, transition_rows, transition_scores)
+        for source in (PROFILE, SAID):  # of several vectors: more than k rows, of which those nearest to any stay
+            if len(found.get(source, ())) > query.k:
+                its_scores = scores[np.searchsorted(rows, found[source]), source]
+                found[source] = self._best(found[source], its_scores, query.k)
+        if len(kept := _union(found.values())) < len(rows):
+            rows, scores = kept, scores[np.searchsorted(rows, kept)]
         if len(rows) < query.k:  # popularity fills what the others leave open
             found[POPULAR] = self._popular(scope, query.k)
             rows = _union([rows, found[POPULAR]])
-        scores = self._scores(query, rows, transition_rows, transition_scores)
+            scores = self._scores(query, rows, transition_rows, transition_scores)
         return self._candidates(rows, scores, _found_by(rows, found), all(exact for _, exact in nearest.values()))
 
     def _transition(self, query: RecallQuery) -> tuple[Rows, NDArray[np.float32]]:
@@ -445,6 +442,11 @@ def _seen(result: SearchResult, scopes: Sequence[_Scope], k: int) -> list[_Hits]
     seen = [scope.keep(rows) for rows, scope in zip(result.rows, scopes, strict=True)]
     hits = zip(result.rows, result.scores, seen, strict=True)
     return [(rows[kept][:k], scores[kept][:k]) for rows, scores, kept in hits]
+
+
+def _together(parts: list[tuple[Rows, bool]]) -> tuple[Rows, bool]:
+    """The rows of several searches, each once, and whether all were exact."""
+    return parts[0] if len(parts) == 1 else (_union([rows for rows, _ in parts]), all(exact for _, exact in parts))
 
 
 def _unless_all(mask: Mask) -> Mask | None:

@@ -104,3 +104,26 @@ async def test_a_text_that_was_not_encoded_is_when_it_is_asked_for(
     other = await serve_here(shop.store(2), tmp_path / "state.sqlite3", FixedClock())
     await until(other.client(), first_is_odd)
     await other.stop()
+
+
+async def test_tastes_are_worked_out_again_when_anything_changed(client: httpx.AsyncClient) -> None:
+    """They are kept between requests: an event, an edit of the profile or of an item must not meet old ones."""
+
+    async def profile_scores() -> dict[str, float]:
+        items = (await post(client, "/v1/recommendations", user_id="ann", limit=200))["items"]
+        return {item["item_id"]: item["sources"].get("profile", 0.0) for item in items}
+
+    like = {"event_id": "e1", "type": "like", "user_id": "ann", "item_id": "item-1"}
+    await post(client, "/v1/events", events=[like])
+    first = await profile_scores()
+    assert await profile_scores() == first
+    await post(client, "/v1/events", events=[{**like, "event_id": "e2", "item_id": "item-7"}])
+    second = await profile_scores()
+    assert second != first
+    await post(client, "/v1/users:edit", user_id="ann", action="mute", evidence=["item-7"])
+    assert (await profile_scores())["item-3"] == pytest.approx(first["item-3"], abs=1e-6)
+    await post(client, "/v1/items:patch", items=[{"item_id": "item-1", "title": WORDS}])
+    end_s = time.monotonic() + DEADLINE_S
+    while (await profile_scores()).get(ODD, 0.0) < 0.5:
+        assert time.monotonic() < end_s
+        await asyncio.sleep(0.01)
