@@ -66,13 +66,13 @@ def busy_share(seconds: float = 2.0) -> float:
 
     A ratio does not survive a busy machine: a model on all cores loses far more to a neighbour than one on a few.
     """
-    before = _cpu_ticks()
+    before = cpu_ticks()
     time.sleep(seconds)
-    busy, total = (after - start for after, start in zip(_cpu_ticks(), before, strict=True))
+    busy, total = (after - start for after, start in zip(cpu_ticks(), before, strict=True))
     return round(busy / max(total, 1), 3)
 
 
-def _cpu_ticks() -> tuple[int, int]:
+def cpu_ticks() -> tuple[int, int]:
     """(busy, all) ticks of all cores since the machine started."""
     user, nice, system, idle, iowait, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
     total = user + nice + system + idle + iowait + sum(others)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from figures import cpu_ticks
 from redis import Redis, RedisError
 
 from raysys.errors import ConfigError
@@ -62,15 +63,21 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     return output, peak_mib
 
 
+def redis_binary() -> str:
+    """Where redis-server is. Raises ConfigError where it is not installed."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        raise ConfigError("redis-server is not on the PATH: apt-get install redis-server, or take --state sqlite")
+    return binary
+
+
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
     """An empty Redis that keeps what it acknowledges, for the length of a ``with`` block. Yields its URL.
 
     Raises ConfigError where redis-server is not installed.
     """
-    binary = shutil.which("redis-server")
-    if binary is None:
-        raise ConfigError("redis-server is not on the PATH: apt-get install redis-server, or take --state sqlite")
+    binary = redis_binary()
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     where = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
@@ -91,6 +98,33 @@ def _wait_for_redis(process: "subprocess.Popen[str]", port: int) -> None:
             else:
                 return
     raise RuntimeError("redis-server did not start")
+
+
+class Neighbours:
+    """How much of this machine's CPU time is used by what is neither this process nor started by it."""
+
+    def __init__(self) -> None:
+        self._busy, self._all = cpu_ticks()
+        self._own = _own_ticks()
+
+    def share(self) -> float:
+        """Since this was made, 0 to 1."""
+        busy, total = cpu_ticks()
+        others = busy - self._busy - (_own_ticks() - self._own)
+        return round(max(others, 0) / max(total - self._all, 1), 3)
+
+
+def _own_ticks() -> int:
+    """CPU ticks of this process and all below it that live, and of those they have waited for."""
+    return sum(_ticks(pid) for pid in (os.getpid(), *descendants(os.getpid())))
+
+
+def _ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))
 
 
 class PeakMemory:

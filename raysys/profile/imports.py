@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -10,8 +10,11 @@ from raysys.config import EventsSettings, ProfileSettings
 from raysys.data import events, readers
 from raysys.profile.fold import canonical_kind, expires_s
 from raysys.state.open import open_state
-from raysys.state.protocol import StateStore
+from raysys.state.protocol import Outcome, StateStore
 from raysys.types import Event, user_key
+
+
+EVENTS_PER_WRITE = 1_000
 
 
 def import_into(location: str, settings: EventsSettings, say: Callable[[str], None]) -> Counter[str]:
@@ -37,13 +40,19 @@ async def import_events(
     for split in splits:
         for batch in readers.read(split, list(dict.fromkeys(columns.values()))):
             prepared = events.prepare_events(batch, settings, columns)
-            outcomes = await state.append(list(_events(prepared.events, profile)))
+            outcomes = await _append(state, list(_events(prepared.events, profile)))
             counts["read"] += len(batch.table) + len(batch.rejects)
             counts["rejected"] += sum(reject.dropped == "row" for reject in prepared.rejects)
             counts["accepted"] += outcomes.count("accepted")
             counts["duplicates"] += outcomes.count("duplicate")
             say(f"events read {counts['read']:,}")
     return counts
+
+
+async def _append(state: StateStore, events: Sequence[Event]) -> list[Outcome]:
+    """In parts: a store must not be held up by one long write."""
+    parts = [events[start : start + EVENTS_PER_WRITE] for start in range(0, len(events), EVENTS_PER_WRITE)]
+    return [outcome for part in parts for outcome in await state.append(part)]
 
 
 def _events(table: pa.Table, profile: ProfileSettings) -> Iterator[Event]:

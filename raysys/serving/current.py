@@ -76,7 +76,7 @@ async def open_current(
     clock: Clock,
 ) -> Current:
     """The parts for one snapshot, caught up with the changes after it. Raises Unavailable."""
-    texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint())
+    texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint(), clock, metrics.freshness)
     live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
     recommender = Recommender(

@@ -74,11 +74,15 @@ class LiveItems:
         previous = self._without_vector.pop(change.item_id, None)
         age_s = self._clock.now_s() - change.changed_s
         if change.deleted:
-            self._on_fresh("delete_to_gone", age_s)
+            self._observe("delete_to_gone", age_s)
         elif previous is not None and previous.changed_s == change.changed_s:  # written again because it has a vector
-            self._on_fresh("item_to_live", age_s)
+            self._observe("item_to_live", age_s)
         elif not self.is_encoded(change.item_id, change.text):
             self._without_vector[change.item_id] = change
+
+    def _observe(self, what: str, age_s: float) -> None:
+        if self._task is not None:  # what is read at the start happened long ago, and not to this gateway
+            self._on_fresh(what, age_s)
 
     def is_encoded(self, item_id: str, text: str) -> bool:
         """Whether the snapshot has the vector of this text: the item's text has not changed since."""

@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raysys.clock import Clock
 from raysys.encoder.protocol import Role
 from raysys.errors import RaysysError
 from raysys.keys import text_key
@@ -31,13 +32,23 @@ class _Wanted:
     text: str
     role: Role
     item_id: str | None
+    since_s: float  # monotonic
 
 
 class NearLine:
     """Vectors of texts by their hash: at hand, in the store, or made now in the background."""
 
-    def __init__(self, encode: Encode, state: StateStore, fingerprint: str) -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        state: StateStore,
+        fingerprint: str,
+        clock: Clock,
+        on_fresh: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
+        """``on_fresh``: called with ``text_to_effect`` and the seconds from when a text of a person was submitted."""
         self._encode, self._state, self._fingerprint = encode, state, fingerprint
+        self._clock, self._on_fresh = clock, on_fresh
         self._held: OrderedDict[bytes, Vectors] = OrderedDict()
         self._waiting: OrderedDict[bytes, _Wanted] = OrderedDict()
         self._wake = asyncio.Event()
@@ -60,7 +71,7 @@ class NearLine:
         """Have a text encoded soon; ``item_id``: the item whose text it is. What there is no room for comes again."""
         key = self.key(text, role)
         if len(self._waiting) < MAX_WAITING:
-            self._waiting[key] = _Wanted(text, role, item_id)
+            self._waiting[key] = _Wanted(text, role, item_id, self._clock.monotonic_s())
             self._wake.set()
 
     def forget(self, keys: Sequence[bytes]) -> int:
@@ -99,8 +110,10 @@ class NearLine:
         made = {key: vector for key, vector in encoded.items() if key in self._waiting}  # the rest was forgotten
         await self._state.put_vectors(made, [w.item_id for w in chosen.values() if w.item_id is not None])
         for key, vector in made.items():
-            if self._waiting.pop(key, None) is not None:
+            if (wanted := self._waiting.pop(key, None)) is not None:
                 self._hold(key, vector)
+                if wanted.role == "query":
+                    self._on_fresh("text_to_effect", self._clock.monotonic_s() - wanted.since_s)
 
     def _hold(self, key: bytes, vector: Vectors) -> None:
         self._held[key] = vector

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import poll, settings_of, world_settings, write_settings
+from clusters import poll, settings_of, world_settings, write_settings
 
 from raysys.client import ApiError, Client
 from raysys.config import ProfileSettings, RankingSettings, ServeSettings

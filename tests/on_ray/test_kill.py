@@ -15,7 +15,7 @@ import pytest
 from consumer_process import ConsumerProcess
 from kill_load import USERS, EventLoad, ItemLoad, Load, StreamLoad
 from redis_server import RedisServer, require_redis
-from worlds import poll, settings_of, world_settings
+from clusters import poll, settings_of, world_settings
 
 from raysys.clock import SystemClock
 from raysys.config import ProfileSettings

@@ -5,7 +5,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from worlds import settings_of, world_settings
+from clusters import settings_of, world_settings
 
 from raysys.serving.local_head import LocalHead, alive, descendants, free_ports, is_free
 from raysys.serving.session import LocalService

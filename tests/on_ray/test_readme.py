@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from worlds import poll
+from clusters import poll
 
 pytestmark = pytest.mark.ray
 

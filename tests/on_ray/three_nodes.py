@@ -10,7 +10,7 @@ import httpx
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
-from worlds import poll, settings_of, world_settings
+from clusters import poll, settings_of, world_settings
 
 from raysys.config import ServeSettings, parse
 from raysys.serving.app import build as build_app

@@ -58,6 +58,7 @@ async def test_a_sentence_counts(client: httpx.AsyncClient, kind: str) -> None:
     answer = await until(client, first_is_odd)
     assert answer["items"][0]["sources"]["said"] > 0.8  # its text has a category besides
     assert answer["reasons"] == []
+    assert 'raysys_freshness_seconds_count{what="text_to_effect"} 1.0' in (await client.get("/metrics")).text
 
 
 async def test_a_good_review_draws_and_a_bad_one_does_not(client: httpx.AsyncClient) -> None:
