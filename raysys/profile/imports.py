@@ -13,7 +13,6 @@ from raysys.state.open import open_state
 from raysys.state.protocol import Outcome, StateStore
 from raysys.types import Event, user_key
 
-
 EVENTS_PER_WRITE = 1_000
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
+from clusters import poll, settings_of, world_settings
 from consumer_process import ConsumerProcess
 from kill_load import USERS, EventLoad, ItemLoad, Load, StreamLoad
 from redis_server import RedisServer, require_redis
-from clusters import poll, settings_of, world_settings
 
 from raysys.clock import SystemClock
 from raysys.config import ProfileSettings

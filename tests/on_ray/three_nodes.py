@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import ray
+from clusters import poll, settings_of, world_settings
 from ray import serve
 from ray.cluster_utils import Cluster
-from clusters import poll, settings_of, world_settings
 
 from raysys.config import ServeSettings, parse
 from raysys.serving.app import build as build_app
