@@ -47,7 +47,12 @@ def job_log(service: LocalService, raw: dict[str, Any], folder: Path) -> list[st
 
 @pytest.fixture(scope="module")
 def args(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return {"index_root": raw["index"]["root"], "state": str(folder / "state.sqlite3")}
+    return {
+        "index_root": raw["index"]["root"],
+        "state": str(folder / "state.sqlite3"),
+        "impressions": {"folder": str(folder / "impressions")},
+        "ranking": {"trending": 0.0},  # it changes with every second, and the tests here compare answers
+    }
 
 
 @pytest.fixture(scope="module")
