@@ -120,16 +120,20 @@ def _in_real_time(api: Client) -> None:
     user = f"new-{uuid.uuid4().hex[:6]}"
     console.print(f"\n[bold]In real time[/], for {user}, of whom nothing is known:")
     start = _titles(api.recommend(user_id=user, limit=3))
-    console.print(f"  at first:                                  {start}")
+    _line("at first:", start)
     like = _effect(api, user, lambda: _tell(api, user, "like", item_id=FILM), lambda a: _titles(a) != start)
-    console.print(f"  likes {FILM_TITLE}: [bold]{like.ms:.0f} ms[/]                     {_titles(like.answer)}")
+    _line(f"likes {FILM_TITLE}: {like.ms:.0f} ms", _titles(like.answer))
     said = _effect(api, user, lambda: _tell(api, user, "chat", text=WRITTEN), lambda a: "said" in _sources(a))
-    console.print(f'  writes "{WRITTEN}": [bold]{said.ms:.0f} ms[/]  {_titles(said.answer)}')
+    _line(f'writes "{WRITTEN}": {said.ms:.0f} ms', _titles(said.answer))
     new = {"item_id": f"demo-{user}", "title": NEW_FILM, "categories": ["Horror"], "year": 2026}
     live = _effect(api, user, lambda: api.upsert([new]), lambda a: new["item_id"] in _ids(a))
-    console.print(f"  a new film, {NEW_FILM}: [bold]{live.ms:.0f} ms[/]  {_titles(live.answer)}")
+    _line(f"a new film, {NEW_FILM}: {live.ms:.0f} ms", _titles(live.answer))
     gone = _effect(api, user, lambda: api.delete([str(new["item_id"])]), lambda a: new["item_id"] not in _ids(a))
-    console.print(f"  that film is deleted: [bold]{gone.ms:.0f} ms[/]               {_titles(gone.answer)}")
+    _line(f"that film is deleted: {gone.ms:.0f} ms", _titles(gone.answer))
+
+
+def _line(what: str, titles: str) -> None:
+    console.print(f"  [bold]{what:<53}[/]{titles}")
 
 
 @dataclass(frozen=True)
