@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,9 +84,18 @@ def _serve_args(path: Path | None, fused: bool) -> dict[str, Any]:
 
 
 def wait_for_signal() -> None:
-    """Block until Ctrl-C or SIGTERM."""
-    received = signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    console.print(f"got {signal.Signals(received).name}, stopping ...")
+    """Block until Ctrl-C or SIGTERM, also where the shell that started this ignores the former."""
+    stopped = threading.Event()
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    stopped.wait()
+    console.print(f"got {signal.Signals(received[0]).name}, stopping ...")
 
 
 @app.command()
@@ -238,6 +248,8 @@ def import_events(
 
 def main() -> None:
     """Entry point: errors of ours become one readable line and exit code 1."""
+    # As an exception, so that what was started is ended on the way out, whatever the command is doing.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # In --items A B C every word up to the next option belongs to --items.
     sys.argv = spread_items(sys.argv)
     try:
