@@ -43,7 +43,7 @@ class Availability:
         columns = [self._items[name] for name in ("available_from", "available_until")]
         if all(column.null_count == len(column) for column in columns):
             return None
-        return _epoch_s(columns[0], -np.inf), _epoch_s(columns[1], np.inf)
+        return epoch_s(columns[0], -np.inf), epoch_s(columns[1], np.inf)
 
     @cached_property
     def _turns_s(self) -> NDArray[np.float64]:
@@ -53,7 +53,8 @@ class Availability:
         return turns
 
 
-def _epoch_s(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
+def epoch_s(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
+    """[n] float64: the times of a column in epoch seconds, ``missing`` where there is none."""
     microseconds = pc.cast(column, pa.timestamp("us", "UTC")).cast(pa.int64()).cast(pa.float64(), safe=False)
     seconds: NDArray[np.float64] = pc.fill_null(pc.divide(microseconds, 1e6), missing).to_numpy()
     return seconds

@@ -8,10 +8,9 @@ import math
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raysys.recall.availability import Mask
+from raysys.recall.availability import Mask, epoch_s
 from raysys.types import Keys
 
 HALF_LIFE_S = 3 * 86_400.0
@@ -25,9 +24,7 @@ def since_s(items: pa.Table) -> NDArray[np.float64]:
     column = items["available_from"]
     if column.null_count == len(column):
         return np.broadcast_to(np.float64(NEVER_S), len(column))  # takes no memory
-    microseconds = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).cast(pa.float64(), safe=False)
-    seconds: NDArray[np.float64] = pc.fill_null(pc.floor(pc.divide(microseconds, 1e6)), NEVER_S).to_numpy()
-    return seconds
+    return np.floor(epoch_s(column, NEVER_S))
 
 
 def freshness(since_s: NDArray[np.float64], now_s: float) -> NDArray[np.float32]:

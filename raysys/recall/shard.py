@@ -275,6 +275,9 @@ class Shard:
         found[TRANSITION] = self._top(transition_rows, transition_scores, scope, query.k)
         found |= self._of_now(query, scope)
         rows = _union(found.values())
+        if len(rows) < query.k:  # popularity fills what the others leave open; then no source has more than k
+            found[POPULAR] = self._popular(scope, query.k)
+            rows = _union([rows, found[POPULAR]])
         scores = self._scores(query, rows, transition_rows, transition_scores)
         for source in (PROFILE, SAID):  # of several vectors: more than k rows, of which those nearest to any stay
             if len(found.get(source, ())) > query.k:
@@ -282,10 +285,6 @@ class Shard:
                 found[source] = self._best(found[source], its_scores, query.k)
         if len(kept := _union(found.values())) < len(rows):
             rows, scores = kept, scores[np.searchsorted(rows, kept)]
-        if len(rows) < query.k:  # popularity fills what the others leave open
-            found[POPULAR] = self._popular(scope, query.k)
-            rows = _union([rows, found[POPULAR]])
-            scores = self._scores(query, rows, transition_rows, transition_scores)
         return self._candidates(rows, scores, _found_by(rows, found), all(exact for _, exact in nearest.values()))
 
     def _transition(self, query: RecallQuery) -> tuple[Rows, NDArray[np.float32]]:
