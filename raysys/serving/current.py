@@ -1,5 +1,6 @@
 """What one gateway serves from: a snapshot, what changed since, and the encoder behind both. Replaced as a whole."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from raysys.clock import Clock
@@ -49,6 +50,12 @@ class InUse:
         if self._current is None:
             raise Unavailable("no snapshot is loaded yet; try again in a moment")
         return self._current
+
+    def read_soon(self, texts: Iterable[str]) -> None:
+        """Have what people wrote encoded now; before a snapshot is loaded, the first reader asks for it."""
+        if self._current is not None:
+            for text in filter(None, map(str.strip, texts)):
+                self._current.texts.submit(text, "query")
 
     async def replace(self, current: Current) -> None:
         """Use these parts from the next request on."""

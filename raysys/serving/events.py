@@ -35,7 +35,7 @@ class Events:
         versions = await self._state.versions(list({event.user for event in events}))
         self._metrics.freshness("event_to_effect", self._clock.monotonic_s() - start_s)
         accepted = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "accepted"]
-        self._encode(accepted)
+        self._in_use.read_soon(event.text for event in accepted if event.text)
         self._count(accepted, len(events) - len(accepted), len(rejected))
         return {
             "accepted": len(accepted),
@@ -53,16 +53,6 @@ class Events:
             except InvalidInput as error:
                 rejected.append({"index": index, "code": error.field, "message": error.message})
         return events, rejected
-
-    def _encode(self, events: Sequence[Event]) -> None:
-        """What was written is encoded now; before a snapshot is loaded, the first reader asks for it."""
-        try:
-            texts = self._in_use.now().texts
-        except Unavailable:
-            return
-        for event in events:
-            if event.text and event.text.strip():
-                texts.submit(event.text.strip(), "query")
 
     def _count(self, accepted: Sequence[Event], duplicates: int, rejected: int) -> None:
         for outcome, n in (("accepted", len(accepted)), ("duplicate", duplicates), ("rejected", rejected)):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from raysys.clock import Clock
 from raysys.config import ProfileSettings
-from raysys.errors import Conflict, InvalidInput, Unavailable
+from raysys.errors import Conflict, InvalidInput
 from raysys.profile.beliefs import Belief, Beliefs, Evidence, Known, beliefs
 from raysys.profile.fold import DESCRIPTION, fold
 from raysys.profile.reader import Profiles
@@ -96,17 +96,8 @@ class People:
                 updated_s=self._clock.now_s(),
             )
             version = await self._state.put_person(person)
-        self._encode(entry.description)
+        self._in_use.read_soon([entry.description] if entry.description is not None else [])
         return version
-
-    def _encode(self, description: str | None) -> None:
-        """It is encoded now; before a snapshot is loaded, the first reader asks for it."""
-        try:
-            texts = self._in_use.now().texts
-        except Unavailable:
-            return
-        if description is not None:
-            texts.submit(description.strip(), "query")
 
     async def merge(self, body: schemas.UserMergeBody) -> dict[str, Any]:
         """Raises Conflict for a session that belongs to somebody else."""
