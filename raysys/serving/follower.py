@@ -1,11 +1,11 @@
 """Follows the pointer to the published snapshot, so that a new one is taken into use without a restart."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
 from raysys.index.store import SnapshotStore
+from raysys.serving.background import end
 
 POLL_S = 1.0
 
@@ -59,7 +59,4 @@ class Follower:
 
     async def stop(self) -> None:
         """End the polling."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)

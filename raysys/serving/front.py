@@ -15,6 +15,7 @@ from raysys.index.catalogue import Catalogue
 from raysys.profile.reader import Profiles
 from raysys.recommender import Encode, Ranker, Recall, Recommender
 from raysys.serving.api import Health, Routes, create_app
+from raysys.serving.background import end
 from raysys.serving.current import InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
@@ -87,8 +88,7 @@ class Front:
 
     async def close(self) -> None:
         """End what runs in the background, and let go of the store."""
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
+        await end(self._housekeeping)
         if self.probe is not None:
             await self.probe.stop()
         await self.in_use.stop()

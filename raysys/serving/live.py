@@ -1,7 +1,6 @@
 """What a gateway knows of the changes after its snapshot: it follows their log, and takes its own writes in at once."""
 
 import asyncio
-import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from raysys.clock import Clock
 from raysys.errors import Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.keys import item_key
+from raysys.serving.background import end
 from raysys.serving.near_line import NearLine
 from raysys.state.protocol import StateStore
 from raysys.types import ItemChange, Keys, Vectors
@@ -141,10 +141,7 @@ class LiveItems:
         self._task = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def _follow(self) -> None:
         while True:

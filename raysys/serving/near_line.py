@@ -5,7 +5,6 @@ next asks for it again.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from raysys.encoder.protocol import Role
 from raysys.errors import RaysysError
 from raysys.keys import text_key
 from raysys.recommender import Encode
+from raysys.serving.background import end
 from raysys.state.protocol import StateStore
 from raysys.types import Vectors
 
@@ -87,10 +87,7 @@ class NearLine:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -11,7 +11,6 @@ SQLite file is written anew: done every round, that would hold up the writes of 
 """
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -28,6 +27,7 @@ from raysys.lookup import Lookup
 from raysys.profile.reader import Profiles
 from raysys.recommender import Encode, Ranker, Recall, Recommender
 from raysys.serving import schemas
+from raysys.serving.background import end
 from raysys.serving.current import InUse
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
@@ -92,10 +92,7 @@ class Probe:
             self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def _run(self) -> None:
         every_s = self._settings.probe_every_s

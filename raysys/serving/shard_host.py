@@ -2,7 +2,6 @@
 and with what people do, and answers batches of queries."""
 
 import asyncio
-import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +22,7 @@ from raysys.profile.fold import event_weight
 from raysys.recall.live import LiveItem
 from raysys.recall.shard import Shard
 from raysys.recall.trending import Trends
+from raysys.serving.background import end
 from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
 from raysys.types import Candidates, Event, ItemChange, RecallQuery
@@ -110,10 +110,7 @@ class ShardHost:
 
     async def stop(self) -> None:
         """End the following of the logs."""
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(*self._tasks)
 
     async def _follow(self, what: str, catch_up: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
