@@ -184,6 +184,14 @@ class Served:
         return await Profiles(self.front.state, ProfileSettings(), FixedClock()).of(user)
 
 
+async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
+    """The answer to a request that must succeed."""
+    response = await client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
 async def serve_here(
     store: SnapshotStore, state: Path, clock: Clock | None = None, ready: bool = True, **settings: Any
 ) -> Served:

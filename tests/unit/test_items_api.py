@@ -2,38 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-from support import EXPIRED, HIDDEN, NOW_S, FixedClock, Served, Shop, serve_here
+from support import EXPIRED, HIDDEN, NOW_S, FixedClock, Shop, post, serve_here
 
 from raysys.encoder.hashing import HashEncoder
 
 DEADLINE_S = 5.0
 WORDS = "quokka wombat numbat"  # no item of the shop has them
-
-
-@pytest_asyncio.fixture
-async def served(shop: Shop, tmp_path: Path) -> AsyncIterator[Served]:
-    made = await serve_here(shop.store(2), tmp_path / "state.sqlite3")
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-def client(served: Served) -> httpx.AsyncClient:
-    return served.client()
-
-
-async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
-    response = await client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 async def upsert(client: httpx.AsyncClient, *items: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-from support import NOW_S, FixedClock, Served, Shop, serve_here
+from support import NOW_S, FixedClock, Served, Shop, post, serve_here
 
 from raysys.config import ProfileSettings
 from raysys.errors import Unavailable
@@ -35,26 +34,6 @@ STRANGER = {
     "seen": 0,
     "counts": {},
 }
-
-
-@pytest_asyncio.fixture
-async def served(shop: Shop, tmp_path: Path) -> AsyncIterator[Served]:
-    shown = {"folder": str(tmp_path / "shown")}
-    made = await serve_here(shop.store(2), tmp_path / "state.sqlite3", impressions=shown)
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-def client(served: Served) -> httpx.AsyncClient:
-    return served.client()
-
-
-async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
-    response = await client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 async def refused(client: httpx.AsyncClient, path: str, **body: Any) -> tuple[int, str, list[str]]:

@@ -2,36 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
-from support import ODD, FixedClock, Served, Shop, serve_here
+from support import ODD, FixedClock, Served, Shop, post, serve_here
 
 WORDS = "quasar zeppelin"  # the title of ODD, and of nothing else
 DEADLINE_S = 5.0
-
-
-@pytest_asyncio.fixture
-async def served(shop: Shop, tmp_path: Path) -> AsyncIterator[Served]:
-    made = await serve_here(shop.store(2), tmp_path / "state.sqlite3")
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-def client(served: Served) -> httpx.AsyncClient:
-    return served.client()
-
-
-async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:
-    response = await client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 async def write(client: httpx.AsyncClient, event_id: str, text: str, kind: str = "chat", **more: Any) -> None:
