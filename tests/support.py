@@ -17,7 +17,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from raysys.clock import Clock
-from raysys.config import BuildSettings, EncoderTierSettings, ProfileSettings, RankingSettings, ServeSettings
+from raysys.config import (
+    BuildSettings,
+    EncoderTierSettings,
+    ProfileSettings,
+    RankingSettings,
+    ServeSettings,
+    TierSettings,
+)
 from raysys.data.synthetic import START_S, World, make_world
 from raysys.encoder.hashing import HashEncoder
 from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
@@ -201,7 +208,7 @@ async def serve_here(
     front = Front(ServeSettings(index_root=str(store.root), state=str(state), **settings), clock)
     catalogue = Catalogue(store.folder(store.current_id()))
     encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
-    shards = HostedRecall(len(catalogue.shards), store, front.state, 1, ProfileSettings())
+    shards = HostedRecall(len(catalogue.shards), store, front.state, TierSettings(), ProfileSettings())
     await shards.prepare(catalogue.snapshot_id)
     await front.take(catalogue, encoder.encode, shards, LocalRanker(RankingSettings()))
 

@@ -41,6 +41,7 @@ EXACT_BELOW_SHARE = 0.05
 GATHER_FROM_QUERIES = 8
 NORM_TOLERANCE = 1e-2
 CHECK_BLOCK_ROWS = 65_536
+MOST_COMPARED = 1 << 24  # scores kept at a time, 64 MiB
 
 # A truncated file can kill the process that maps it, so each file ends with this and the length of what is before it.
 _TRAILER = struct.Struct("<8sQ")
@@ -69,11 +70,13 @@ class SearchResult:
     """The hits of each query, best first, equal scores by row.
 
     rows, scores: one [m] int32 and one [m] float32 array a query, m <= k. exact: nothing better was missed.
+    compared: one [n] float32 array a query, the scores of all rows, where the search had to work them out anyway.
     """
 
     rows: list[NDArray[np.int32]]
     scores: list[NDArray[np.float32]]
     exact: bool
+    compared: list[NDArray[np.float32]] | None = None
 
 
 def choose_kind(n: int, kind: str, flat_below: int) -> Kind:
@@ -163,7 +166,7 @@ class VectorIndex:
         """``index``: a FAISS index, or an IndexIDMap over one where rows were left out. See ``build`` and ``load``."""
         self.metric: Metric = metric
         self._index = index
-        self._vectors = np.asarray(vectors)  # a plain view: np.memmap is slow to index
+        self._vectors = np.ascontiguousarray(vectors)  # a plain view: np.memmap is slow to index
         self._rows: NDArray[np.int64] | None = None
         if isinstance(index, faiss.IndexIDMap):
             self._rows = faiss.vector_to_array(index.id_map)
@@ -193,6 +196,8 @@ class VectorIndex:
         queries = self._checked(queries)
         if k < 1:
             raise InvalidInput("k", f"must be at least 1, but is {k}")
+        if self.kind == "flat" and self.metric != "l2" and len(queries) * len(self) <= MOST_COMPARED:
+            return self._compare_with_all(queries, k, self._searched(allowed))
         inside = self._inside(allowed)
         n_allowed = self._core.ntotal if inside is None else int(np.count_nonzero(inside))
         asking = np.flatnonzero(queries.any(axis=1))
@@ -206,6 +211,25 @@ class VectorIndex:
         for at, query in enumerate(asking):
             rows[query], scores[query] = self._ranked(queries[query], distances[at], ids[at], k)
         return SearchResult(rows, scores, exact)
+
+    def _compare_with_all(self, queries: Vectors, k: int, searched: NDArray[np.intp] | None) -> SearchResult:
+        """The hits among the rows ``searched``, None = all, from the scores of all rows.
+
+        One product after the other takes FAISS half the time of its flat search, the choice of the best included, and
+        whoever ranks needs the scores of other rows as well.
+        """
+        compared = [_inner_products(query, self._vectors) for query in queries]
+        known = [scores if searched is None else scores[searched] for scores in compared]
+        best = [_k_best(scores, k if query.any() else 0) for query, scores in zip(queries, known, strict=True)]
+        rows = [(at if searched is None else searched[at]).astype(np.int32) for at in best]
+        return SearchResult(rows, [s[at] for s, at in zip(known, best, strict=True)], exact=True, compared=compared)
+
+    def _searched(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.intp] | None:
+        """The rows with a text that the mask lets pass, ascending; None = all rows."""
+        inside = self._inside(allowed)
+        if inside is None:
+            return self._rows
+        return np.flatnonzero(inside) if self._rows is None else self._rows[inside]
 
     def score_rows(self, queries: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """[q, m] float32: the score that ``search`` gives for each query, [q, dim], and these rows, [m] integers."""
@@ -326,6 +350,23 @@ class VectorIndex:
         scores = self.score_rows(query[None], rows)[0] if self.metric == "l2" else distances
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
+
+
+def _inner_products(query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
+    """[n] float32 for [dim] and [n, dim] float32, both contiguous. Equal rows get equal products, unlike from BLAS."""
+    products = np.empty(len(vectors), dtype=np.float32)
+    pointers = (faiss.swig_ptr(array) for array in (products, query, vectors))
+    faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))
+    return products
+
+
+def _k_best(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Positions of the k highest scores, highest first, equal ones by position."""
+    at = np.arange(len(scores))
+    if len(scores) > k > 0:
+        at = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    best: NDArray[np.intp] = at[np.argsort(-scores[at], kind="stable")[:k]]
+    return best
 
 
 def _selector(inside: NDArray[np.bool_] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ whether a missing score means "low" or "not looked at".
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,23 @@ class _Scope:
     def keep(self, rows: Rows) -> Mask:
         kept: Mask = self.excluded[self.excluded.searchsorted(rows)] != rows
         return kept if self.visible.rows is None else kept & self.visible.rows[rows]
+
+
+@dataclass(eq=False)
+class _Near:
+    """What the vectors of one request found.
+
+    rows: by source, the rows of each of its vectors. compared: a vector's scores of all rows of the snapshot, in the
+    order of ``_given``; of all vectors or of none.
+    """
+
+    rows: dict[int, list[Rows]] = field(default_factory=dict)
+    exact: bool = True
+    compared: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def of_sources(self) -> dict[int, Rows]:
+        """The rows that each source found, each once."""
+        return {source: parts[0] if len(parts) == 1 else _union(parts) for source, parts in self.rows.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,10 +215,9 @@ class Shard:
 
     # What is near
 
-    def _nearest(self, queries: Sequence[RecallQuery], scopes: Sequence[_Scope]) -> list[dict[int, tuple[Rows, bool]]]:
-        """Rows near the vectors of each request, by source: the k nearest of each vector. Searches of one mask are one
-        call."""
-        hits: list[dict[int, list[tuple[Rows, bool]]]] = [{} for _ in queries]
+    def _nearest(self, queries: Sequence[RecallQuery], scopes: Sequence[_Scope]) -> list[_Near]:
+        """The k nearest rows of each vector of each request. Searches of one mask are one call."""
+        near = [_Near() for _ in queries]
         groups: dict[_Visible, list[tuple[int, int, Vectors]]] = {}
         for i, (query, scope) in enumerate(zip(queries, scopes, strict=True)):
             if query.only is None:
@@ -209,14 +225,20 @@ class Shard:
                 groups.setdefault(scope.visible, []).extend(given)
         for group in filter(None, groups.values()):
             k = max(queries[i].k for i, _, _ in group)
-            answers = self._search(np.stack([v for _, _, v in group]), k, [scopes[i] for i, _, _ in group])
-            for (i, source, _), (rows, exact) in zip(group, answers, strict=True):
-                hits[i].setdefault(source, []).append((rows[: queries[i].k], exact))
-        return [{source: _together(parts) for source, parts in its_hits.items()} for its_hits in hits]
+            rows, result = self._search(np.stack([v for _, _, v in group]), k, [scopes[i] for i, _, _ in group])
+            for at, (i, source, _) in enumerate(group):
+                near[i].rows.setdefault(source, []).append(rows[at][: queries[i].k])
+                near[i].exact &= result.exact
+                if result.compared is not None:
+                    near[i].compared.append(result.compared[at])
+        return near
 
-    def _search(self, vectors: Vectors, k: int, scopes: Sequence[_Scope]) -> list[tuple[Rows, bool]]:
-        """The k nearest visible rows of each vector; all scopes share one mask. Excluded rows are few: fetch more."""
-        vectors, visible = np.ascontiguousarray(vectors), scopes[0].visible
+    def _search(self, vectors: Vectors, k: int, scopes: Sequence[_Scope]) -> tuple[list[Rows], SearchResult]:
+        """The k nearest visible rows of each vector, and what the index said; all scopes share one mask.
+
+        Excluded rows are few: fetch more.
+        """
+        visible = scopes[0].visible
         n = k + max(scope.n_excluded for scope in scopes)
         fetched = self._with_replaced(n) if visible.indexed is None else n
         result = self.files.index.search(vectors, fetched, visible.indexed)
@@ -225,8 +247,7 @@ class Shard:
         if fetched > n and any(short):  # nearly all that is near was replaced
             result = self.files.index.search(vectors, n, self.live.staying)
             found = _seen(result, scopes, k)
-        rows = self._with_live(found, vectors, k, scopes) if len(self.live) else [hits for hits, _ in found]
-        return [(hits, result.exact) for hits in rows]
+        return (self._with_live(found, vectors, k, scopes) if len(self.live) else [hits for hits, _ in found]), result
 
     def _with_replaced(self, n: int) -> int:
         """How many rows of the snapshot most likely hold n that are not replaced: four standard deviations more than
@@ -267,25 +288,25 @@ class Shard:
 
     # From rows to candidates; rows are ascending, so that those of the snapshot come first, by key
 
-    def _collect(self, query: RecallQuery, scope: _Scope, nearest: dict[int, tuple[Rows, bool]]) -> Candidates:
+    def _collect(self, query: RecallQuery, scope: _Scope, near: _Near) -> Candidates:
         transition_rows, transition_scores = self._transition(query)
         if query.only is not None:
             return self._only(query, scope, transition_rows, transition_scores)
-        found = {source: rows for source, (rows, _) in nearest.items()}
+        found = near.of_sources()
         found[TRANSITION] = self._top(transition_rows, transition_scores, scope, query.k)
         found |= self._of_now(query, scope)
         rows = _union(found.values())
         if len(rows) < query.k:  # popularity fills what the others leave open; then no source has more than k
             found[POPULAR] = self._popular(scope, query.k)
             rows = _union([rows, found[POPULAR]])
-        scores = self._scores(query, rows, transition_rows, transition_scores)
+        scores = self._scores(query, rows, transition_rows, transition_scores, near.compared)
         for source in (PROFILE, SAID):  # of several vectors: more than k rows, of which those nearest to any stay
             if len(found.get(source, ())) > query.k:
                 its_scores = scores[np.searchsorted(rows, found[source]), source]
                 found[source] = self._best(found[source], its_scores, query.k)
         if len(kept := _union(found.values())) < len(rows):
             rows, scores = kept, scores[np.searchsorted(rows, kept)]
-        return self._candidates(rows, scores, _found_by(rows, found), all(exact for _, exact in nearest.values()))
+        return self._candidates(rows, scores, _found_by(rows, found), near.exact)
 
     def _transition(self, query: RecallQuery) -> tuple[Rows, NDArray[np.float32]]:
         """(rows, ascending; scores): what the history of the request leads to."""
@@ -320,13 +341,18 @@ class Shard:
         )
 
     def _scores(
-        self, query: RecallQuery, rows: Rows, transition_rows: Rows, transition_scores: NDArray[np.float32]
+        self,
+        query: RecallQuery,
+        rows: Rows,
+        transition_rows: Rows,
+        transition_scores: NDArray[np.float32],
+        compared: Sequence[NDArray[np.float32]] = (),
     ) -> NDArray[np.float32]:
         scores = np.zeros((len(rows), len(SOURCES)), dtype=np.float32)
         main, slots = self._split(rows)
         given = _given(query)
         if given:
-            similarity = self._similarity(np.concatenate([vectors for _, vectors in given]), rows)
+            similarity = self._similarity(np.concatenate([vectors for _, vectors in given]), rows, compared)
             ends = np.cumsum([len(vectors) for _, vectors in given])
             for (source, vectors), end in zip(given, ends, strict=True):
                 scores[:, source] = similarity[end - len(vectors) : end].max(axis=0)
@@ -346,10 +372,10 @@ class Shard:
             scores[len(main) :, FRESH] = freshness(self.live.since_s[slots], query.now_s)
         return scores
 
-    def _similarity(self, vectors: Vectors, rows: Rows) -> NDArray[np.float32]:
+    def _similarity(self, vectors: Vectors, rows: Rows, compared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """[q, n] float32: how near each vector, [q, dim], is to each of these rows, ascending ones."""
         main, slots = self._split(rows)
-        near = self.files.index.score_rows(vectors, main)
+        near = np.stack([s[main] for s in compared]) if compared else self.files.index.score_rows(vectors, main)
         return np.hstack([near, self.live.score_slots(vectors, slots)]) if len(slots) else near
 
     def _top(self, rows: Rows, scores: NDArray[np.float32], scope: _Scope, k: int) -> Rows:
@@ -441,11 +467,6 @@ def _seen(result: SearchResult, scopes: Sequence[_Scope], k: int) -> list[_Hits]
     seen = [scope.keep(rows) for rows, scope in zip(result.rows, scopes, strict=True)]
     hits = zip(result.rows, result.scores, seen, strict=True)
     return [(rows[kept][:k], scores[kept][:k]) for rows, scores, kept in hits]
-
-
-def _together(parts: list[tuple[Rows, bool]]) -> tuple[Rows, bool]:
-    """The rows of several searches, each once, and whether all were exact."""
-    return parts[0] if len(parts) == 1 else (_union([rows for rows, _ in parts]), all(exact for _, exact in parts))
 
 
 def _unless_all(mask: Mask) -> Mask | None:

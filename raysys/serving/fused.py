@@ -43,7 +43,7 @@ class FusedGateway:
             len(catalogue.shards),
             self._store,
             self._front.state,
-            self._settings.shard_tier.threads,
+            self._settings.shard_tier,
             self._settings.profile,
         )
         await shards.prepare(snapshot_id)

@@ -1,16 +1,17 @@
 """The stages of the path inside one serving process: what ``topology: fused`` is made of. Knows nothing of Ray."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from raysys.config import ProfileSettings, TierSettings
 from raysys.encoder.batching import encode_each
 from raysys.encoder.protocol import Encoder, Role
+from raysys.errors import RaysysError
 from raysys.index.store import SnapshotStore
 from raysys.serving.coalescer import Coalescer
-from raysys.serving.shard_host import ShardHost, recall_thread
+from raysys.serving.shard_host import Asked, ShardHost, recall_thread
 from raysys.state.protocol import StateStore
 from raysys.types import Candidates, RecallQuery, Vectors
 
@@ -33,22 +34,32 @@ class ThreadEncoder:
 
 
 class HostedRecall:
-    """All shards in this process, one after the other in one thread: two would fight over the interpreter."""
+    """All shards in this process, one after the other in one thread: two would fight over the interpreter.
+
+    Requests that wait for the thread are answered together.
+    """
 
     def __init__(
-        self, n_shards: int, store: SnapshotStore, state: StateStore, threads: int, profile: ProfileSettings
+        self, n_shards: int, store: SnapshotStore, state: StateStore, tier: TierSettings, profile: ProfileSettings
     ) -> None:
-        thread = recall_thread(threads)
-        self._hosts = [ShardHost(number, n_shards, store, thread, state, profile) for number in range(n_shards)]
+        self._thread = recall_thread(tier.threads)
+        self._hosts = [ShardHost(number, n_shards, store, self._thread, state, profile) for number in range(n_shards)]
+        self._coalescer: Coalescer[Asked, list[Candidates]] = Coalescer(
+            self._recall, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
+        )
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
-        answers = await asyncio.gather(*(host.recall([(snapshot_id, query)]) for host in self._hosts))
-        found = []
-        for (answer,) in answers:
-            if isinstance(answer, Exception):
-                raise answer
-            found.append(answer)
-        return found, []
+        return await self._coalescer.ask((snapshot_id, query)), []
+
+    async def _recall(self, batch: list[Asked]) -> Sequence[list[Candidates] | Exception]:
+        missing = [await host.hold({snapshot_id for snapshot_id, _ in batch}) for host in self._hosts]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, batch, missing)
+
+    def _answer(
+        self, batch: list[Asked], missing: Sequence[Mapping[str, RaysysError]]
+    ) -> list[list[Candidates] | Exception]:
+        answers = [host.answer(batch, gone) for host, gone in zip(self._hosts, missing, strict=True)]
+        return [_all_or_error(of_one) for of_one in zip(*answers, strict=True)]
 
     async def prepare(self, snapshot_id: str) -> None:
         for host in self._hosts:
@@ -60,3 +71,9 @@ class HostedRecall:
 
     def status(self) -> dict[str, Any]:
         return {f"shard-{host.number:02d}": host.status() for host in self._hosts}
+
+
+def _all_or_error(answers: Sequence[Candidates | Exception]) -> list[Candidates] | Exception:
+    """The answers of all shards to one query, or what the first that could not answer says."""
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    return errors[0] if errors else [answer for answer in answers if isinstance(answer, Candidates)]

@@ -4,7 +4,7 @@ and with what people do, and answers batches of queries."""
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,8 @@ EVENTS_POLL_S = 0.25
 RETRY_S = 1.0
 PAGE = 200  # of either log: taking in 1,000 changes holds the recall thread for 40 to 70 ms
 RECENT = 50_000  # so far back a replica that starts reads the events
+
+Asked = tuple[str, RecallQuery]  # the id of the snapshot that the query is to be answered from
 
 log = logging.getLogger(__name__)
 
@@ -168,24 +170,32 @@ class ShardHost:
             for change, row, key, is_known in zip(changes, rows, texts, known, strict=True)
         ]
 
-    async def recall(self, batch: Sequence[tuple[str, RecallQuery]]) -> list[Candidates | Exception]:
+    async def recall(self, batch: Sequence[Asked]) -> list[Candidates | Exception]:
         """One answer for each (snapshot id, query). A wrong query fails alone."""
-        answers: list[Candidates | Exception] = [SnapshotNotLoaded("")] * len(batch)
-        for snapshot_id in dict.fromkeys(snapshot for snapshot, _ in batch):
-            places = [i for i, (snapshot, _) in enumerate(batch) if snapshot == snapshot_id]
-            results = await self._recall_in(snapshot_id, [batch[i][1] for i in places])
+        missing = await self.hold({snapshot_id for snapshot_id, _ in batch})
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.answer, batch, missing)
+
+    async def hold(self, snapshot_ids: Collection[str]) -> dict[str, RaysysError]:
+        """Prepare those of these snapshots that are not held. Returns why, for each that cannot be."""
+        missing: dict[str, RaysysError] = {}
+        for snapshot_id in snapshot_ids:
+            try:
+                if snapshot_id not in self._held:
+                    await self.prepare(snapshot_id)
+            except RaysysError as error:
+                missing[snapshot_id] = SnapshotNotLoaded(f"shard {self.number} cannot serve {snapshot_id}: {error}")
+        return missing
+
+    def answer(self, batch: Sequence[Asked], missing: Mapping[str, RaysysError]) -> list[Candidates | Exception]:
+        """As ``recall``, with the snapshots held and what ``hold`` said of the others. For ``thread`` only."""
+        gone = SnapshotNotLoaded(f"shard {self.number} has let the snapshot go for newer ones; try again")
+        answers: list[Candidates | Exception] = [missing.get(snapshot_id, gone) for snapshot_id, _ in batch]
+        for snapshot_id in {snapshot_id for snapshot_id, _ in batch if snapshot_id in self._held}:
+            places = [i for i, (asked, _) in enumerate(batch) if asked == snapshot_id]
+            results = _recall(self._held[snapshot_id].shard, [batch[i][1] for i in places])
             for place, result in zip(places, results, strict=True):
                 answers[place] = result
         return answers
-
-    async def _recall_in(self, snapshot_id: str, queries: list[RecallQuery]) -> Sequence[Candidates | Exception]:
-        try:
-            if snapshot_id not in self._held:
-                await self.prepare(snapshot_id)
-            shard = self._held[snapshot_id].shard
-        except RaysysError as error:
-            return [SnapshotNotLoaded(f"shard {self.number} cannot serve {snapshot_id}: {error}")] * len(queries)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _recall, shard, queries)
 
     def status(self) -> dict[str, Any]:
         """The snapshots held, the one prepared last at the end; items in it, and up to which change it is."""

@@ -14,7 +14,7 @@ import pytest_asyncio
 from redis_server import RedisServer, require_redis
 from support import DIM, Health, Served, Shop, serve_here
 
-from raysys.config import EncoderTierSettings, ProfileSettings, RankingSettings, ServeSettings
+from raysys.config import EncoderTierSettings, ProfileSettings, RankingSettings, ServeSettings, TierSettings
 from raysys.encoder.hashing import HashEncoder
 from raysys.in_process import LocalRanker
 from raysys.index.catalogue import Catalogue
@@ -185,7 +185,7 @@ async def serve_over(store: SnapshotStore, state: str) -> tuple[Front, HostedRec
         {"index_root": str(store.root), "state": state, "impressions": {"folder": None}, "probe_every_s": OFTEN_S}
     )
     front, catalogue = Front(settings), Catalogue(store.folder(store.current_id()))
-    shards = HostedRecall(len(catalogue.shards), store, front.state, 1, ProfileSettings())
+    shards = HostedRecall(len(catalogue.shards), store, front.state, TierSettings(), ProfileSettings())
     await shards.prepare(catalogue.snapshot_id)
     encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
     await front.take(catalogue, encoder.encode, shards, LocalRanker(RankingSettings()))
