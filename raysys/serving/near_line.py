@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysys.clock import Clock
 from raysys.encoder.protocol import Role
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class _Wanted:
     text: str
     role: Role
-    item_id: str | None
+    item_ids: frozenset[str]  # whose text it is
     since_s: float  # monotonic
 
 
@@ -70,8 +70,10 @@ class NearLine:
     def submit(self, text: str, role: Role, item_id: str | None = None) -> None:
         """Have a text encoded soon; ``item_id``: the item whose text it is. What there is no room for comes again."""
         key = self.key(text, role)
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting[key] = _Wanted(text, role, item_id, self._clock.monotonic_s())
+        if key in self._waiting or len(self._waiting) < MAX_WAITING:
+            item_ids = frozenset() if item_id is None else frozenset({item_id})
+            wanted = self._waiting.get(key, _Wanted(text, role, item_ids, self._clock.monotonic_s()))
+            self._waiting[key] = replace(wanted, item_ids=wanted.item_ids | item_ids)
             self._wake.set()
 
     def forget(self, keys: Sequence[bytes]) -> int:
@@ -105,12 +107,22 @@ class NearLine:
         vectors = await asyncio.gather(*(self._encode(wanted.text, wanted.role) for wanted in chosen.values()))
         encoded = dict(zip(chosen, vectors, strict=True))
         made = {key: vector for key, vector in encoded.items() if key in self._waiting}  # the rest was forgotten
-        await self._state.put_vectors(made, [w.item_id for w in chosen.values() if w.item_id is not None])
+        await self._state.put_vectors(made, [i for wanted in chosen.values() for i in sorted(wanted.item_ids)])
         for key, vector in made.items():
-            if (wanted := self._waiting.pop(key, None)) is not None:
+            wanted = self._waiting.get(key)
+            if wanted is not None:
                 self._hold(key, vector)
+                self._let_go(key, wanted, chosen[key])
                 if wanted.role == "query":
                     self._on_fresh("text_to_effect", self._clock.monotonic_s() - wanted.since_s)
+
+    def _let_go(self, key: bytes, wanted: _Wanted, done: _Wanted) -> None:
+        """Nobody waits for this text, but for items that were given it while it was encoded."""
+        later = wanted.item_ids - done.item_ids
+        if later:
+            self._waiting[key] = replace(wanted, item_ids=later)
+        else:
+            del self._waiting[key]
 
     def _hold(self, key: bytes, vector: Vectors) -> None:
         self._held[key] = vector

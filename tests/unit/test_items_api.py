@@ -48,6 +48,15 @@ async def test_a_changed_text_counts_and_the_old_one_does_not(client: httpx.Asyn
     assert "item-3" not in (await found(client, old))[:1]
 
 
+async def test_items_that_share_a_text_are_all_found(client: httpx.AsyncClient) -> None:
+    twins = [f"twin-{n}" for n in range(5)]
+    await upsert(client, *({"item_id": twin, "title": WORDS} for twin in twins))
+    end_s = time.monotonic() + DEADLINE_S
+    while set((await found(client))[: len(twins)]) != set(twins):
+        assert time.monotonic() < end_s, "not all of them are found"
+        await asyncio.sleep(0.01)
+
+
 async def test_a_new_item_is_similar_to_others_and_can_be_a_taste(client: httpx.AsyncClient) -> None:
     await upsert(client, {"item_id": "new-1", "title": WORDS}, {"item_id": "new-2", "title": WORDS + " quoll"})
     await until_first(client, "new-1")
