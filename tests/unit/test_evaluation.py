@@ -1,6 +1,6 @@
-"""Evaluation: hand-worked ranks, and the known ways to flatter a recommender kept out."""
+"""The evaluator: known ways to flatter a recommender kept out, and every way of asking gives the same figures."""
 
-import math
+import json
 
 import numpy as np
 import pytest
@@ -8,167 +8,238 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.errors import InvalidInput
-from raysys.evaluation.metrics import MISSED, Listed, estimate, hit_rate, ndcg
-from raysys.evaluation.protocol import LIST_LENGTH, by_stratum, popularity_strata, rank_lists, summarise
-from raysys.evaluation.splits import Task, leave_last_out
+from raysys.evaluation import protocol
+from raysys.evaluation.lists import NOTHING, Lists, best, by_score, filled, padded, pessimistic
+from raysys.evaluation.metrics import Labels
+from raysys.evaluation.protocol import LIST_LENGTH, concatenate, evaluate, facts_of, popularity_strata
+from raysys.evaluation.sequences import Sequences
+from raysys.evaluation.splits import Task
+from raysys.evaluation.summary import by_history, compare, summarise
+
+N_ITEMS = 40
 
 
-def items(*values):
+def array(*values):
     return np.array(values, dtype=np.int64)
 
 
-def listed(scores_by_item):
-    """A list in the order given: item -> score."""
-    return Listed(items(*scores_by_item), np.array(list(scores_by_item.values()), dtype=np.float64))
-
-
 def task(histories, targets):
-    return Task([items(*history) for history in histories], items(*targets))
+    rows = [Sequences.of([array(*row) for row in side]) for side in (histories, targets)]
+    return Task(np.arange(len(targets)), *rows)
 
 
-def best_first(scores, history, length):
-    """The list that exact scoring gives: seen items out, equal scores by index."""
-    order = [item for item in np.argsort(-scores, kind="stable") if item not in history]
-    return listed({int(item): float(scores[item]) for item in order[:length]})
+def world(seed=3, n_users=31):
+    """Histories, targets and a table of scores, all by chance; some users have no history."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(N_ITEMS) for _ in range(n_users)]
+    cut = rng.integers(0, 9, n_users)
+    asked = task(
+        [d[:c] for d, c in zip(drawn, cut, strict=True)],
+        [d[c : c + 1 + c % 3] for d, c in zip(drawn, cut, strict=True)],
+    )
+    train = Sequences.of([d[:c] for d, c in zip(drawn, cut, strict=True)])
+    return asked, train, rng.integers(0, 12, (N_ITEMS, N_ITEMS)).astype(np.float32)
 
 
-def test_leave_last_out_gives_fitting_no_sight_of_what_is_predicted():
-    split = leave_last_out([items(1, 2, 3, 4), items(5, 6, 7)])
-    assert [list(s) for s in split.train] == [[1, 2], [5]]
-    assert split.validation.histories is split.train
-    assert [list(s) for s in split.test.histories] == [[1, 2, 3], [5, 6]]
-    assert list(split.validation.targets) == [3, 6]
-    assert list(split.test.targets) == [4, 7]
+def table_lister(table):
+    """Scores by the last item of the history; who has none gets row 0."""
+
+    def scorer(histories):
+        last = [row[-1] if len(row) else 0 for row in histories]
+        return table[last]
+
+    return by_score(scorer, LIST_LENGTH)
 
 
-def test_leave_last_out_refuses_a_sequence_without_enough_items():
-    with pytest.raises(InvalidInput, match=r"sequences\[1\]: 2 items"):
-        leave_last_out([items(1, 2, 3), items(1, 2)])
-
-
-def test_leave_last_out_of_nobody():
-    assert len(leave_last_out([]).test) == 0
+def judged(scores, *relevant):
+    """The relevance after ties went against us, of one list in the order given."""
+    lists = padded([(np.arange(len(scores)), np.array(scores, dtype=np.float64))], max(len(scores) + 1, 6))
+    return np.flatnonzero(pessimistic(lists, np.isin(lists.items, relevant))[0]).tolist()
 
 
 def test_rank_is_the_place_where_no_scores_are_equal():
-    shown = listed({7: 0.9, 3: 0.5, 1: 0.1})
-    assert [shown.rank(item) for item in (7, 3, 1)] == [1, 2, 3]
-    assert [shown.place(item) for item in (7, 3, 1)] == [1, 2, 3]
+    assert [judged([9, 5, 1], item) for item in range(3)] == [[0], [1], [2]]
 
 
-def test_equal_scores_stand_before_the_target():
-    shown = listed({4: 2, 5: 1, 6: 1, 7: 1, 8: 0})
-    assert [shown.rank(item) for item in (4, 5, 6, 7, 8)] == [1, 4, 4, 4, 5]
-    assert shown.place(5) == 2
+def test_equal_scores_stand_before_what_is_relevant():
+    assert [judged([2, 1, 1, 1, 0], item) for item in range(5)] == [[0], [3], [3], [3], [4]]
+    assert judged([2, 1, 1, 1, 0], 1, 3) == [2, 3]
 
 
-def test_what_is_not_shown_is_missed():
-    for shown in (listed({4: 2, 5: 1}), listed({})):
-        assert shown.rank(9) == shown.place(9) == MISSED
-    assert hit_rate(items(MISSED), 10**6).tolist() == [0]
-    assert ndcg(items(MISSED), 10**6).tolist() == [0]
-
-
-@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=2, max_size=12), st.integers(1, 5), st.data())
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=2, max_size=12),
+    st.integers(1, 5),
+    st.data(),
+)
 def test_a_list_one_longer_than_k_shows_every_tie_that_matters(scores, k, data):
-    target = data.draw(st.integers(0, len(scores) - 1))
-    row = np.array(scores)
-    true_rank = int((row >= row[target]).sum())
-    found = best_first(row, (), k + 1).rank(target)
-    assert (found <= k) == (true_rank <= k)
-    assert found == true_rank or found > k
+    """Against all scores in the worst order that they allow."""
+    relevant = data.draw(st.sets(st.integers(0, len(scores) - 1), min_size=1))
+    row = np.array([scores])
+    is_relevant = np.isin(np.arange(len(scores)), list(relevant))
+    worst = is_relevant[np.lexsort((is_relevant, -row[0]))][:k]
+    lists = best(row, k + 1)
+    found = pessimistic(lists, np.isin(lists.items, list(relevant)))[0][:k]
+    assert found.sum() <= worst.sum()  # several relevant ones in an open end may all be taken away
+    if len(relevant) == 1 and len(scores) > k + 1:
+        assert found.tolist() == worst.tolist()
 
 
 def test_a_recommender_that_says_nothing_earns_nothing():
-    def lister(histories):
-        return [best_first(np.zeros(50), history, LIST_LENGTH) for history in histories]
-
-    found = rank_lists(lister, task([[0], [1]], [1, 3]), 50)
-    assert hit_rate(found.ranks, 20).sum() == 0
-    assert found.places.tolist() == [1, 3]  # places as shown would have called these hits
-    assert found.lost_to_ties == 2
-
-
-def test_metrics_worked_by_hand():
-    found = items(1, 3, 10, 11)
-    assert hit_rate(found, 10).tolist() == [1, 1, 1, 0]
-    assert ndcg(found, 10).tolist() == pytest.approx([1, 0.5, 1 / math.log2(11), 0])
-
-
-def test_an_estimate_brackets_the_mean_as_theory_says():
-    values = (np.arange(400) % 4 == 0).astype(np.float64)
-    found = estimate(values, np.random.default_rng(1))
-    assert found.mean == 0.25
-    assert found.standard_error == pytest.approx(math.sqrt(0.25 * 0.75 / 399))
-    assert found.low == pytest.approx(0.25 - 1.96 * found.standard_error, abs=0.005)
-    assert found.high == pytest.approx(0.25 + 1.96 * found.standard_error, abs=0.005)
-
-
-def test_an_estimate_of_nobody_is_not_zero():
-    assert math.isnan(estimate(np.empty(0), np.random.default_rng(0)).mean)
-    assert math.isnan(estimate(np.ones(1), np.random.default_rng(0)).standard_error)
-
-
-def test_a_summary_is_repeatable():
-    assert summarise(items(1, 5, 30)) == summarise(items(1, 5, 30))
-    assert summarise(items(1, 5, MISSED))["hr@20"].mean == pytest.approx(2 / 3)
-
-
-def test_coverage_counts_items_that_anybody_is_shown():
-    one_for_all = rank_lists(
-        lambda histories: [listed({0: 5, 1: 4, 2: 3}) for _ in histories], task([[3], [3]], [0, 1]), 4, k=2
+    asked, train, _ = world()
+    found = evaluate(
+        by_score(lambda h: np.zeros((len(h), N_ITEMS), np.float32), LIST_LENGTH), asked, facts_of(train, N_ITEMS)
     )
-    assert one_for_all.coverage == 0.5
-    assert one_for_all.shown.tolist() == [2, 2, 0, 0]
+    assert found.metrics["hr@20"].values.sum() == 0
+    assert found.lost_to_ties > 0
 
 
-def test_batches_do_not_change_the_answer():
-    rng = np.random.default_rng(3)
-    table = rng.random((9, 12))
-    whole = task([[int(i)] for i in rng.integers(12, size=9)], rng.integers(12, size=9))
+def test_who_knows_the_targets_is_perfect():
+    asked, train, _ = world()
 
-    def lister(histories):
-        return [best_first(table[history[0] % 9], history, 5) for history in histories]
+    def knowing(histories):
+        scores = np.zeros((len(histories), N_ITEMS), np.float32)
+        scores[asked.targets.owners, asked.targets.items] = 1 + np.arange(len(asked.targets.items)) % 3
+        return scores
 
-    found = [rank_lists(lister, whole, 12, k=3, batch=batch) for batch in (1, 4, 100)]
-    for other in found[1:]:
-        assert other.ranks.tolist() == found[0].ranks.tolist()
+    found = evaluate(by_score(knowing, LIST_LENGTH), asked, facts_of(train, N_ITEMS), batch=10**6)
+    assert all(found.metrics[f"{name}@10"].values.min() == 1 for name in ("hr", "ndcg", "mrr", "recall"))
+
+
+def test_batches_and_parts_do_not_change_the_answer():
+    asked, train, table = world()
+    facts = facts_of(train, N_ITEMS, categories=Labels.of([[str(i % 4)] for i in range(N_ITEMS)]))
+    found = [evaluate(table_lister(table), asked, facts, batch) for batch in (1, 4, 100)]
+    halves = [
+        evaluate(table_lister(table), asked.take(rows), facts) for rows in np.array_split(np.arange(len(asked)), 2)
+    ]
+    for other in (*found[1:], concatenate(halves)):
         assert other.shown.tolist() == found[0].shown.tolist()
+        assert other.users.tolist() == found[0].users.tolist()
+        assert other.lost_to_ties == found[0].lost_to_ties
+        for name, metric in found[0].metrics.items():
+            assert other.metrics[name].values.tolist() == pytest.approx(metric.values.tolist(), abs=1e-6)
+
+
+def test_slices_split_the_recall_of_a_user():
+    asked, train, table = world()
+    found = evaluate(table_lister(table + np.arange(N_ITEMS) / 100), asked, facts_of(train, N_ITEMS))
+    hits = {name: np.zeros(len(asked)) for name in ("warm", "cold")}
+    counts = facts_of(train, N_ITEMS).counts
+    for name, is_in in (("warm", counts > 0), ("cold", counts == 0)):
+        n = np.bincount(asked.targets.owners[is_in[asked.targets.items]], minlength=len(asked))
+        assert found.slices[name]["recall@10"].defined.tolist() == (n > 0).tolist()
+        hits[name] = found.slices[name]["recall@10"].values * n
+    total = found.metrics["recall@10"].values * asked.targets.lengths
+    assert (hits["warm"] + hits["cold"]).tolist() == pytest.approx(total.tolist(), abs=1e-5)
+
+
+def shows(items, scores):
+    row = padded([(array(*items), np.array(scores, dtype=np.float64))], LIST_LENGTH)
+    return lambda histories: row
 
 
 @pytest.mark.parametrize(
-    ("lists", "message"),
+    ("lister", "message"),
     [
-        ([], "0 lists for 1 users"),
-        ([listed({1: 0.1, 2: 0.2})], "must be best first"),
-        ([listed({2: 0.3, 0: 0.2})], "shows item 0, which is in the history"),
+        (lambda h: padded([], LIST_LENGTH), "for 1 users"),
+        (lambda h: padded([(array(1), np.ones(1))], 10), "21 places are needed"),
+        (shows([1, 2], [0.1, 0.2]), "must be best first"),
+        (shows([2, 2], [0.3, 0.2]), "shown twice"),
+        (shows([2, 9], [0.3, 0.2]), "item 9 is none of the 4"),
+        (shows([2, 3], [0.3, np.nan]), "no finite number"),
+        (
+            lambda h: Lists(np.r_[NOTHING, 1, [NOTHING] * 19][None], np.r_[2.0, 1.0, [-np.inf] * 19][None]),
+            "nothing stands before",
+        ),
     ],
 )
-def test_lists_that_cannot_be_judged_are_refused(lists, message):
+def test_lists_that_cannot_be_judged_are_refused(lister, message):
     with pytest.raises(InvalidInput, match=message):
-        rank_lists(lambda histories: lists, task([[0]], [1]), 4)
+        evaluate(lister, task([[0]], [[1]]), facts_of(Sequences.of([array(0)]), 4))
 
 
-def test_nobody_to_evaluate():
-    found = rank_lists(lambda histories: [], task([], []), 4)
-    assert len(found.ranks) == 0
-    assert math.isnan(summarise(found.ranks)["hr@10"].mean)
+def test_what_was_seen_takes_a_place_and_is_counted():
+    asked = task([[0]], [[1]])
+    found = evaluate(shows([0, 1], [0.3, 0.2]), asked, facts_of(Sequences.of([array(0)]), 4))
+    assert found.showed_seen == 1
+    assert found.metrics["mrr@10"].values.tolist() == [0.5]
+
+
+def test_nobody_to_evaluate_is_refused():
+    with pytest.raises(InvalidInput, match="task: asks nobody"):
+        evaluate(shows([1], [1]), task([], []), facts_of(Sequences.of([]), 4))
+
+
+def test_a_score_that_is_no_number_is_not_shown():
+    asked = task([[0], []], [[1], [2]])
+    scores = np.array([[9, np.nan, 3, 1], [np.inf, 1, -np.inf, 2]], np.float32)
+    found = by_score(lambda histories: scores, 5)(asked.histories)
+    assert found.items.tolist() == [[2, 3, NOTHING, NOTHING, NOTHING], [3, 1, NOTHING, NOTHING, NOTHING]]
+
+
+def test_who_gets_nothing_gets_the_fallback():
+    silent = by_score(lambda h: np.where(h.lengths[:, None] > 0, 1.0, np.nan) * np.ones(4, np.float32), 3)
+    popular = by_score(lambda h: np.tile(np.arange(4, dtype=np.float32), (len(h), 1)), 3)
+    found = filled(silent, popular)(task([[0], []], [[1], [2]]).histories)
+    assert found.items.tolist() == [[1, 2, 3], [3, 2, 1]]
+
+
+@given(st.integers(0, 5), st.integers(1, 12))
+def test_the_best_are_those_of_a_full_sort(seed, length):
+    scores = np.random.default_rng(seed).random((3, 8))
+    found = best(scores, length)
+    expected = np.argsort(-scores, axis=1)[:, :length]
+    assert found.items[:, : expected.shape[1]].tolist() == expected.tolist()
+    assert (found.items[:, 8:] == NOTHING).all()
 
 
 def test_strata_hold_a_third_of_the_events_each():
-    counts = items(0, 1, 1, 1, 1, 1, 1, 3, 3, 6)
-    assert popularity_strata(counts).tolist() == [0, 1, 1, 1, 1, 1, 1, 2, 2, 3]
+    assert popularity_strata(array(0, 1, 1, 1, 1, 1, 1, 3, 3, 6)).tolist() == [0, 1, 1, 1, 1, 1, 1, 2, 2, 3]
 
 
 def test_items_of_equal_popularity_share_a_stratum():
-    assert popularity_strata(items(2, 2, 2)).tolist() == [2, 2, 2]
-    assert popularity_strata(items(0, 0)).tolist() == [0, 0]
+    assert popularity_strata(array(2, 2, 2)).tolist() == [2, 2, 2]
+    assert popularity_strata(array(0, 0)).tolist() == [0, 0]
 
 
-def test_hits_by_stratum_of_the_target():
-    found = by_stratum(items(1, 50, 2, 3), items(0, 1, 9, 9), items(0, 1, 1, 1, 1, 1, 1, 3, 3, 6), k=10)
-    assert found["unseen"] == (1, 1.0)
-    assert found["tail"] == (1, 0.0)
-    assert found["head"] == (2, 1.0)
-    assert found["middle"][0] == 0
-    assert math.isnan(found["middle"][1])
+def test_histories_fall_into_groups_of_their_length():
+    found = by_history(array(0, 1, 2, 3, 5, 6, 10, 11, 20, 21, 50, 51, 900))
+    assert {name: int(rows.sum()) for name, rows in found.items()} == {
+        "0": 1, "1": 1, "2": 1, "3-5": 2, "6-10": 2, "11-20": 2, "21-50": 2, "51+": 2,
+    }  # fmt: skip
+    assert (np.sum(list(found.values()), axis=0) == 1).all()
+
+
+def test_a_summary_is_plain_repeatable_and_never_nan():
+    asked, train, table = world(n_users=3)
+    vectors = np.zeros((N_ITEMS, 4), np.float32)  # no item has a text: no list has a similarity
+    found = evaluate(table_lister(table), asked, facts_of(train, N_ITEMS, vectors))
+    text = json.dumps(summarise(found), allow_nan=False)
+    assert json.dumps(summarise(found), allow_nan=False) == text
+    assert summarise(found)["metrics"][f"similarity@{protocol.K}"] is None
+    assert summarise(found)["history"]["51+"] == {
+        "users": 0,
+        "metrics": dict.fromkeys(["hr@10", "ndcg@10", "mrr@10", "recall@10"]),
+    }
+
+
+def test_people_count_once_however_many_windows_ask_them():
+    asked, train, table = world()
+    found = evaluate(table_lister(table), asked, facts_of(train, N_ITEMS))
+    twice = summarise(concatenate([found, found]))
+    assert (twice["users"], twice["lists"]) == (31, 62)
+    once = summarise(found)["metrics"]["ndcg@10"]
+    assert twice["metrics"]["ndcg@10"]["mean"] == pytest.approx(once["mean"])
+    assert twice["metrics"]["ndcg@10"]["standard_error"] == pytest.approx(once["standard_error"])
+
+
+def test_recommenders_are_compared_on_the_same_people_only():
+    asked, train, table = world()
+    facts = facts_of(train, N_ITEMS)
+    one = evaluate(table_lister(table), asked, facts)
+    other = evaluate(table_lister(-table), asked, facts)
+    found = compare(one, other)
+    expected = one.metrics["ndcg@10"].values.mean() - other.metrics["ndcg@10"].values.mean()
+    assert found["difference"]["mean"] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(InvalidInput, match="did not answer the same users"):
+        compare(one, evaluate(table_lister(table), asked.take(np.arange(5)), facts))

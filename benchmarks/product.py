@@ -1,0 +1,172 @@
+"""The path that serves, asked offline: a snapshot is built of a fold, histories become profiles, lists come out."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from data_sets import DataSet
+
+from raysys.config import (
+    BuildSettings,
+    CatalogSettings,
+    EncoderSettings,
+    EventsSettings,
+    IndexSettings,
+    ProfileSettings,
+    RankingSettings,
+    ServeSettings,
+)
+from raysys.encoder.build import build_encoder
+from raysys.evaluation.lists import Lists, padded
+from raysys.evaluation.protocol import LIST_LENGTH
+from raysys.evaluation.sequences import Sequences
+from raysys.evaluation.splits import Fold
+from raysys.in_process import LocalEncoder, LocalRanker
+from raysys.index.catalogue import Catalogue
+from raysys.index.store import SnapshotStore
+from raysys.index.vector_index import set_threads
+from raysys.lookup import Lookup, NothingLive
+from raysys.profile.fold import fold
+from raysys.recall.shard import Shard
+from raysys.recommender import Recall, Recommender
+from raysys.serving.coalescer import Coalescer
+from raysys.training.local import build_here
+from raysys.types import SOURCES, Answer, Candidates, Event, Profile, RecallQuery, Request, Vectors
+
+BATCH = 256
+TEXT_SOURCES = {"query", "profile", "said", "query_words", "words"}
+BEHAVIOUR_SOURCES = {"transition"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """How candidates are ranked. seen_only: nothing of a person is known but what to leave out."""
+
+    ranking: RankingSettings
+    seen_only: bool = False
+
+
+def only(sources: set[str]) -> RankingSettings:
+    """The weights that ship, of these sources; those of all others are 0."""
+    return RankingSettings(**{name: 0.0 for name in SOURCES if name not in sources})
+
+
+ROWS = {
+    # What says only "seen" tells nothing of a person, and popularity fills the list.
+    "popularity": Row(only({"popular"}), seen_only=True),
+    "behaviour alone": Row(only(BEHAVIOUR_SOURCES)),
+    "text alone": Row(only(TEXT_SOURCES)),
+    "the default": Row(RankingSettings()),
+}
+
+
+class AskedAt:
+    """A clock that stands at the time of the fold; durations are real."""
+
+    def __init__(self, now_s: float) -> None:
+        self._now_s = now_s
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def monotonic_s(self) -> float:
+        return time.perf_counter()
+
+
+class Snapshot:
+    """What the indexing job makes of the catalogue and the training events of one fold, with default settings."""
+
+    def __init__(self, data: DataSet, fold: Fold, work: Path, threads: int, encoder: EncoderSettings) -> None:
+        self.data, self.clock = data, AskedAt(fold.now_s)
+        pq.write_table(data.catalogue, work / "items.parquet")
+        pq.write_table(_events(data, fold.train), work / "events.parquet")
+        settings = BuildSettings(
+            catalog=CatalogSettings(path=str(work / "items.parquet")),
+            events=EventsSettings(path=str(work / "events.parquet"), default_kind=data.kind),
+            index=IndexSettings(root=str(work / "index")),
+            encoder=encoder,
+        )
+        manifest = build_here(settings)
+        self.catalogue = Catalogue(SnapshotStore(settings.index.root).folder(manifest.snapshot_id))
+        set_threads(threads)
+        self.encoder = LocalEncoder(build_encoder(manifest.encoder, threads))
+        self.shards = [Shard(number, files) for number, files in enumerate(self.catalogue.shards)]
+        self.index_of = {item_id: index for index, item_id in enumerate(data.item_ids)}
+
+    def vectors(self) -> Vectors:
+        """[n_items, dim] float32, L2-normalised; zero for items that are not in the catalogue."""
+        found = self.catalogue.find(self.data.item_ids)
+        vectors = np.zeros((len(found.row), self.catalogue.manifest.encoder_identity.dim), dtype=np.float32)
+        vectors[found.known] = self.catalogue.vectors(found)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.divide(vectors, norms, out=vectors, where=norms > 0)
+
+    def recommender(self, recall: Recall, ranking: RankingSettings, profile: ProfileSettings) -> Recommender:
+        k = ServeSettings().candidates_per_source
+        lookup = Lookup(self.catalogue, NothingLive())
+        return Recommender(lookup, self.encoder.encode, recall, LocalRanker(ranking), profile, k, self.clock)
+
+
+class GatheredRecall:
+    """All shards of a snapshot. Requests that wait together go to a shard as one call, as they do in serving."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
+        self._coalescer: Coalescer[RecallQuery, list[Candidates]] = Coalescer(
+            self._call, max_batch=BATCH, max_in_flight=1, max_waiting=BATCH
+        )
+
+    async def _call(self, queries: list[RecallQuery]) -> Sequence[list[Candidates]]:
+        return [list(answers) for answers in zip(*(shard.recall(queries) for shard in self._shards), strict=True)]
+
+    async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
+        return await self._coalescer.ask(query), []
+
+
+class Product:
+    """A lister: histories in, lists out, by ``Recommender.recommend``."""
+
+    def __init__(self, snapshot: Snapshot, row: Row, recall: Recall | None = None) -> None:
+        self._snapshot = snapshot
+        self._kind = "view" if row.seen_only else snapshot.data.kind
+        self._settings = ProfileSettings(event_weights={}) if row.seen_only else ProfileSettings()
+        shards = GatheredRecall(snapshot.shards) if recall is None else recall
+        self._recommender = snapshot.recommender(shards, row.ranking, self._settings)
+
+    def __call__(self, histories: Sequences) -> Lists:
+        answers = asyncio.run(self._ask(self._profiles(histories)))
+        index_of: Mapping[str, int] = self._snapshot.index_of
+        rows = [(np.array([index_of[item.item_id] for item in answer.items], dtype=np.int64),
+                 np.array([item.score for item in answer.items], dtype=np.float64)) for answer in answers]  # fmt: skip
+        return padded(rows, LIST_LENGTH)
+
+    async def _ask(self, profiles: Sequence[Profile]) -> list[Answer]:
+        request = Request(limit=LIST_LENGTH)
+        return await asyncio.gather(*(self._recommender.recommend(request, profile) for profile in profiles))
+
+    def _profiles(self, histories: Sequences) -> list[Profile]:
+        """The fold of each history, as a running service would have it."""
+        bounds = zip(histories.starts[:-1].tolist(), histories.starts[1:].tolist(), strict=True)
+        return [fold("", [self._event(histories, at) for at in range(*bound)], self._settings) for bound in bounds]
+
+    def _event(self, histories: Sequences, at: int) -> Event:
+        value = float(histories.values[at])
+        grade = None if self._kind == "view" or np.isnan(value) else value
+        item_id = self._snapshot.data.item_ids[histories.items[at]]
+        return Event(f"{at:09d}", self._kind, "", item_id, float(histories.times_s[at]), grade)
+
+
+def _events(data: DataSet, train: Sequences) -> pa.Table:
+    """Times are integer milliseconds."""
+    columns = {
+        "user_id": pa.array(map(str, train.owners.tolist())),
+        "item_id": pa.array([data.item_ids[item] for item in train.items.tolist()]),
+        "timestamp": pa.array((train.times_s * 1_000).astype(np.int64)),
+        "value": pa.array(train.values, from_pandas=True),
+    }
+    return pa.table(columns)
