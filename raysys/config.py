@@ -124,12 +124,21 @@ class IndexSettings(Settings):
 
 
 class BehaviourSettings(Settings):
-    """The transition model and popularity with decay (formulas in ``training``)."""
+    """What is counted and fitted on events: transitions, ridge regression, popularity with decay (formulas in
+    ``training``).
+
+    ``ridge_items``: with more items that were met at least twice the regression is left out, as one task needs some
+    8 bytes for each pair of them; 0 = never.
+    """
 
     window: PositiveInt = 50
     reverse: Annotated[float, Field(ge=0, le=1)] = 0.25
-    shrink: Annotated[float, Field(ge=0)] = 30.0
+    shrink: Annotated[float, Field(ge=0)] = 100.0
     targets_per_item: PositiveInt = 200
+    ridge_items: Annotated[int, Field(ge=0)] = 20_000
+    ridge_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    ridge_penalty: Annotated[float, Field(gt=0)] = 100.0
+    ridge_words: Annotated[float, Field(ge=0)] = 2.0
     popularity_half_life_days: Annotated[float, Field(gt=0)] = 30.0
     event_weights: dict[str, float] = EVENT_WEIGHTS
 
@@ -202,15 +211,33 @@ class ProfileSettings(Settings):
 
 
 class RankingSettings(Settings):
-    """Weights of the sources in the final score."""
+    """Weights of the sources in the final score, and the rules of the list as a whole (``ranking.rerank``).
+
+    The rules are for recommendations, and a request may ask for others. ``diversity``: 0 = off, up to 1;
+    ``diversity_method``: by the nearest neighbour in the list (MMR) or by the whole of it (DPP). ``caps``: field -> the
+    most items of one value. ``one_per``: a field, such as a series, of whose values each comes once. ``calibration``:
+    how much the list follows the mix of ``calibration_field`` in the latest ``profile.history`` items that the person
+    likes, 0 = off, up to 1.
+    ``rerank_candidates``: the best that the rules choose from; twice the limit where that is more.
+    """
 
     query: float = 1.0
-    profile: float = 0.12
+    profile: float = 0.015
     said: float = 0.5
-    transition: float = 1.0
+    query_words: float = 0.3
+    words: float = 0.01
+    transition: float = 0.6
+    ridge: float = 1.0
     trending: float = 0.05
     fresh: float = 0.02
-    popular: float = 0.02
+    popular: float = 0.002
+    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    diversity_method: Literal["mmr", "dpp"] = "mmr"
+    caps: dict[str, PositiveInt] = {}
+    one_per: str | None = None
+    calibration: Annotated[float, Field(ge=0, le=1)] = 0.0
+    calibration_field: str = "categories"
+    rerank_candidates: PositiveInt = 400
 
 
 class TierSettings(Settings):

@@ -23,6 +23,17 @@ def item_keys(item_ids: Iterable[str]) -> NDArray[np.uint64]:
     return np.fromiter((item_key(item_id) for item_id in item_ids), dtype=np.uint64)
 
 
+@lru_cache(maxsize=1 << 17)
+def term_key(term: str) -> int:
+    """The 64-bit key of a term: the hash of ``item_key``, remembered apart so that neither drives the other out."""
+    return int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "little")
+
+
+def term_keys(terms: Iterable[str]) -> NDArray[np.uint64]:
+    """``term_key`` of each term: [t] uint64."""
+    return np.fromiter((term_key(term) for term in terms), dtype=np.uint64)
+
+
 def shard_of(key: int, n_shards: int) -> int:
     """The shard, in ``range(n_shards)``, that owns the item with this key."""
     return key % n_shards

@@ -1,5 +1,6 @@
 """Items by id, over a snapshot and what changed after it was built: for ids in a request and for the n winners."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,7 +9,9 @@ from numpy.typing import NDArray
 
 from raysys.errors import Unavailable
 from raysys.index.catalogue import Catalogue
-from raysys.types import Candidates, Keys, Vectors
+from raysys.index.words import NO_TERMS
+from raysys.types import Candidates, Keys, Terms, Vectors
+from raysys.words import item_terms, text_terms
 
 
 class Live(Protocol):
@@ -87,6 +90,27 @@ class Lookup:
                 rows.append(vector)
         dim = self.catalogue.manifest.encoder_identity.dim
         return np.stack(rows) if rows else np.empty((0, dim), dtype=np.float32), known
+
+    async def terms(self, item_ids: Sequence[str]) -> list[Terms]:
+        """The terms of each item, of changed ones by their new fields; none of one that the catalogue does not hold."""
+        found = self.catalogue.find(item_ids)
+        known = iter(self.catalogue.terms(found))
+        terms = [next(known) if in_snapshot else NO_TERMS for in_snapshot in found.known.tolist()]
+        states = self.live.states(found.keys)
+        changed = await self.live.fields(np.array(list(states), dtype=np.uint64)) if states else {}
+        for at, key in enumerate(found.keys.tolist()):
+            if key in changed:
+                terms[at] = self.catalogue.vocabulary.weigh(item_terms(changed[key][1], self._attribute_names))
+        return terms
+
+    def text_terms(self, text: str) -> Terms:
+        """What a text asks for by its terms."""
+        vocabulary = self.catalogue.vocabulary
+        return vocabulary.wanted(vocabulary.weigh(Counter(text_terms(text))))
+
+    @property
+    def _attribute_names(self) -> list[str]:
+        return self.catalogue.shards[0].attribute_names
 
     def hide_removed(self, candidates: Candidates, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores, with minus infinity for what was removed a moment ago, before every shard knows of it."""

@@ -1,19 +1,22 @@
 """The path of a request, from what is known of a person to ranked items. The drawing in the README is this file.
 
-    profile -> vectors of history and text -> recall in every shard -> merge -> score -> select -> present
+    profile -> vectors of history and text -> recall in every shard -> merge -> score -> arrange -> present
 
 The stages are protocols. On a cluster they are thin adapters over Serve handles (``serving/tiers.py``), in one
 process plain objects (``in_process.py``); the path is the same and so are the answers.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.arrange import Arranged, Arranger
 from raysys.clock import Clock, SystemClock
-from raysys.config import ProfileSettings
+from raysys.config import ProfileSettings, RankingSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Unavailable, UnknownItem
 from raysys.keys import item_keys
@@ -22,7 +25,7 @@ from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
-from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Vectors
+from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
 
 # [dim] float32 for one text, as a query or as an item. Raises Unavailable.
 Encode = Callable[[str, Role], Awaitable[Vectors]]
@@ -60,7 +63,11 @@ class Trace:
 
 
 class Recommender:
-    """Answers requests over one snapshot."""
+    """Answers requests over one snapshot.
+
+    ranking: the rules of the list as a whole; None = the defaults. Raises ConfigError where the snapshot does not have
+    their fields.
+    """
 
     def __init__(
         self,
@@ -71,26 +78,34 @@ class Recommender:
         settings: ProfileSettings,
         k: int,
         clock: Clock | None = None,
+        ranking: RankingSettings | None = None,
     ) -> None:
         self.lookup, self.catalogue = lookup, lookup.catalogue
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
+        self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking)
         self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
 
     async def recommend(self, request: Request, profile: Profile) -> Answer:
-        """The ``limit`` best items for this person and request, of all sources, ranked."""
+        """The ``limit`` best items for this person and request, of all sources, ranked, by the rules of the list.
+
+        The rules do not apply where ``only`` says what is to be ranked.
+        """
         trace = Trace(self._clock)
         known = seeds(profile, self._settings, request.history, request.positive, request.negative)
         taste = await self._taste(request, profile, known, trace)
         trace.mark("profile")
         text = await self._encode(request.query, trace)
-        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste)
-        candidates = await self._recall(query, trace)
-        scores = await self._score(candidates, trace)
-        items = await self._present(candidates, scores, request.limit, trace)
+        words = None if request.query is None else self.lookup.text_terms(request.query)
+        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, words)
+        candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
+        scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
+        arranged = await self._arrange(request, known.items, candidates, n_found, scores, trace)
+        items = await self._present(candidates, scores, arranged, trace)
         unknown = text is None and taste.said is None and not known.items
-        return self._answer(request, items, candidates, trace, profile.version, ("cold_start",) if unknown else ())
+        reasons = ("cold_start",) if unknown else ()
+        return self._answer(request, items, candidates, trace, profile.version, reasons, arranged.unmet)
 
     async def search(self, request: Request) -> Answer:
         """The items whose vectors are nearest to the query text, or to the mean of the ``positive`` items.
@@ -102,16 +117,23 @@ class Recommender:
         trace.mark("encode")
         nothing = seeds(Profile(""), self._settings)
         query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes())
-        candidates = await self._recall(query, trace)
+        candidates, _ = await self._recall(query, (), trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
         scores[found] = candidates.scores[found, QUERY]
-        items = await self._present(candidates, scores, request.limit, trace)
+        best = top_n(self.lookup.hide_removed(candidates, scores), candidates.key, request.limit)
+        items = await self._present(candidates, scores, Arranged(best), trace)
         return self._answer(request, items, candidates, trace, 0, ())
 
     def unknown(self, request: Request) -> list[str]:
         """The item ids of the request that the catalogue does not hold; they are passed over."""
-        return self.lookup.unknown([*request.history, *request.positive, *request.negative, *(request.only or ())])
+        promoted = (promotion.item_id for promotion in request.promotions)
+        given = (*request.history, *request.positive, *request.negative, *(request.only or ()), *promoted)
+        return self.lookup.unknown(given)
+
+    def check(self, request: Request) -> None:
+        """Raises InvalidInput that names the field, for a rule of the list that cannot be applied to this catalogue."""
+        self._arranger.check(request)
 
     async def _target(self, request: Request) -> Vectors:
         if request.query is not None:
@@ -153,7 +175,13 @@ class Recommender:
             trace.mark("encode")
 
     def _recall_query(
-        self, request: Request, known: Seeds, unwanted: set[str], text: Vectors | None, taste: Tastes
+        self,
+        request: Request,
+        known: Seeds,
+        unwanted: set[str],
+        text: Vectors | None,
+        taste: Tastes,
+        words: Terms | None = None,
     ) -> RecallQuery:
         return RecallQuery(
             query=text,
@@ -166,16 +194,22 @@ class Recommender:
             now_s=self._clock.now_s(),
             k=max(self._k, request.limit),
             only=None if request.only is None else item_keys(request.only),
+            query_words=words,
+            words=taste.words,
         )
 
-    async def _recall(self, query: RecallQuery, trace: Trace) -> Candidates:
-        answers, missing = await self._shards.recall(self.catalogue.snapshot_id, query)
-        trace.degraded.extend(missing)
+    async def _recall(self, query: RecallQuery, promoted: Sequence[str], trace: Trace) -> tuple[Candidates, int]:
+        """The candidates, and how many of them were found; behind those is what of the promoted items may be shown."""
+        asked = [query, replace(query, only=item_keys(promoted))] if promoted else [query]
+        answered = await asyncio.gather(*(self._shards.recall(self.catalogue.snapshot_id, one) for one in asked))
+        trace.degraded.extend(dict.fromkeys(name for _, missing in answered for name in missing))
+        answers = answered[0][0]
         if not answers:
             raise Unavailable("no shard answered in time; try again")
-        candidates = merge(answers, query.k) if query.only is None else concatenate(answers)
+        found = merge(answers, query.k) if query.only is None else concatenate(answers)
         trace.mark("recall")
-        return candidates
+        extra = [part for parts, _ in answered[1:] for part in parts]
+        return concatenate([found, *extra]) if extra else found, len(found)
 
     async def _score(self, candidates: Candidates, trace: Trace) -> NDArray[np.float32]:
         try:
@@ -187,16 +221,39 @@ class Recommender:
         finally:
             trace.mark("rank")
 
+    async def _arrange(
+        self,
+        request: Request,
+        liked: Sequence[str],
+        candidates: Candidates,
+        n_found: int,
+        scores: NDArray[np.float32],
+        trace: Trace,
+    ) -> Arranged:
+        if request.only is not None or not self._arranger.has_rules(request):
+            return Arranged(top_n(scores, candidates.key, request.limit))
+        arranged = await self._arranger.arrange(request, liked, candidates, n_found, scores)
+        trace.mark("arrange")
+        return arranged
+
     async def _present(
-        self, candidates: Candidates, scores: NDArray[np.float32], limit: int, trace: Trace
+        self, candidates: Candidates, scores: NDArray[np.float32], arranged: Arranged, trace: Trace
     ) -> tuple[RankedItem, ...]:
-        best = top_n(self.lookup.hide_removed(candidates, scores), candidates.key, limit)
-        described, is_complete = await self.lookup.describe(candidates, best)
-        if not is_complete:
+        described, is_complete = await self.lookup.describe(candidates, arranged.at)
+        if not (is_complete and arranged.is_complete):
             trace.degraded.append("live")
         trace.mark("present")
         return tuple(
-            RankedItem(item_id, float(scores[at]), rank, sources_of(candidates, at), metadata)
+            RankedItem(
+                item_id,
+                float(scores[at]),
+                rank,
+                sources_of(candidates, at),
+                metadata,
+                tuple({"rule": move.rule, "from": move.rank} for move in arranged.moves.get(at, ())),
+                at in arranged.labels,
+                arranged.labels.get(at),
+            )
             for rank, (at, item_id, metadata) in enumerate(described, start=1)
         )
 
@@ -208,6 +265,7 @@ class Recommender:
         trace: Trace,
         profile_version: int,
         reasons: tuple[str, ...],
+        unmet: tuple[Mapping[str, str | None], ...] = (),
     ) -> Answer:
         return Answer(
             snapshot_id=self.catalogue.snapshot_id,
@@ -218,6 +276,7 @@ class Recommender:
             degraded=tuple(trace.degraded),
             reasons=reasons,
             timings_ms=trace.finish(),
+            unmet=unmet,
         )
 
 

@@ -10,7 +10,7 @@ from raysys.config import ProfileSettings
 from raysys.lookup import Lookup
 from raysys.profile.interests import interests
 from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
-from raysys.types import Profile, Vectors
+from raysys.types import Profile, Terms, Vectors
 
 MOST_KNOWN = 5_000  # people: some 30 MB at 384 dimensions
 MOST_SAID = 3  # texts that recall looks at, the weightiest
@@ -19,13 +19,15 @@ _NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tastes:
-    """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. None where there is none.
+    """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. words: the terms of what
+    they like. None where there is none.
 
     is_final: all that they said is encoded; what is not is left out.
     """
 
     liked: Vectors | None = None
     said: Vectors | None = None
+    words: Terms | None = None
     is_final: bool = True
 
 
@@ -67,7 +69,17 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
     wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
-    return Tastes(liked, _stack(wanted), is_final=len(said) == len(known.sayings))
+    return Tastes(liked, _stack(wanted), await _words(known, lookup), is_final=len(said) == len(known.sayings))
+
+
+async def _words(known: Seeds, lookup: Lookup) -> Terms | None:
+    """The weighted sum of the terms of the liked items."""
+    if not known.items:
+        return None
+    terms = await lookup.terms(known.items)
+    weights = np.concatenate([w * t.weights for t, w in zip(terms, known.weights, strict=True)])
+    found = lookup.catalogue.vocabulary.wanted(Terms(np.concatenate([t.keys for t in terms]), weights))
+    return found if len(found) else None
 
 
 async def _liked(

@@ -12,8 +12,8 @@ Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 
 # The candidate sources, in the order of the columns of every score matrix.
-QUERY, PROFILE, SAID, TRANSITION, TRENDING, FRESH, POPULAR = range(7)
-SOURCES = ("query", "profile", "said", "transition", "trending", "fresh", "popular")
+QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, TRENDING, FRESH, POPULAR = range(10)
+SOURCES = ("query", "profile", "said", "query_words", "words", "transition", "ridge", "trending", "fresh", "popular")
 
 
 def user_key(user_id: str | None, session_id: str | None) -> str | None:
@@ -134,11 +134,23 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """keys: [t] uint64 (``keys.term_key``), each once. weights: [t] float32. See ``index.words``."""
+
+    keys: Keys
+    weights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RecallQuery:
     """What one request asks of every shard.
 
     query: [dim] float32, L2-normalised where the metric is cosine; None = not given. profile: [m, dim], one vector an
     interest of the person. said: [s, dim], one a text of theirs. An item is as near to either as to its nearest vector.
+    query_words, words: the terms of the query and of what the person likes; None = none.
     history_keys: [h] uint64 item keys of the positive history; history_weights: [h] float32, decayed.
     exclude_keys: [e] uint64 item keys that must not come back.
     filter: a ``filters.Filter``; None keeps everything. now_s: UTC epoch seconds, for availability.
@@ -156,6 +168,8 @@ class RecallQuery:
     now_s: float
     k: int
     only: Keys | None = None
+    query_words: Terms | None = None
+    words: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,7 +178,7 @@ class Candidates:
 
     shard, row: [n] int32, where the item lives. key: [n] uint64 item key (breaks ties).
     scores: [n, len(SOURCES)] float32, higher is better, 0 where the source does not know the item.
-    found_by: [n] uint8, bit s set when source s put the item forward.
+    found_by: [n] uint16, bit s set when source s put the item forward.
     exact: every source searched exactly.
     """
 
@@ -172,11 +186,28 @@ class Candidates:
     row: NDArray[np.int32]
     key: Keys
     scores: NDArray[np.float32]
-    found_by: NDArray[np.uint8]
+    found_by: NDArray[np.uint16]
     exact: bool = True
 
     def __len__(self) -> int:
         return len(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """At most so many items of one value of a field in a list."""
+
+    field: str
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """An item that is to stand at a slot, counted from 1. label: what the list says of it, such as ``Ad``."""
+
+    item_id: str
+    slot: int
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +217,8 @@ class Request:
     user: key of a stored profile; history: item ids seen in this session, oldest first; positive, negative: liked
     and disliked item ids; query: free text; filter: a ``filters.Filter``; limit: items wanted.
     only: item ids to rank instead of looking for candidates.
+    The list as a whole (``ranking.rerank``): diversity, calibration: 0..1; caps: before those of the settings, field by
+    field; one_per: a field, of whose values each comes once. None = as in the settings.
     """
 
     limit: int
@@ -197,22 +230,37 @@ class Request:
     filter: Any | None = None
     exclude_seen: bool = True
     only: tuple[str, ...] | None = None
+    diversity: float | None = None
+    calibration: float | None = None
+    caps: tuple[Cap, ...] = ()
+    one_per: str | None = None
+    promotions: tuple[Promotion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RankedItem:
-    """One line of an answer. ``sources``: the score that each source gave, for those that found it."""
+    """One line of an answer. ``sources``: the score that each source gave, for those that found it.
+
+    moved: a rule of the list and the rank ``from`` which it moved the item: its rank without the rule, None = it would
+    not be in the list. promoted: it stands here whatever its score, with this label.
+    """
 
     item_id: str
     score: float
     rank: int
     sources: Mapping[str, float]
     metadata: Mapping[str, Any]
+    moved: tuple[Mapping[str, str | int | None], ...] = ()
+    promoted: bool = False
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What comes back. degraded: parts that did not answer; reasons: why the list is as it is (``cold_start``)."""
+    """What comes back. degraded: parts that did not answer; reasons: why the list is as it is (``cold_start``).
+
+    unmet: rules of the list that could not be fulfilled, each with ``rule``, ``item_id`` of a promotion, and ``why``.
+    """
 
     snapshot_id: str
     profile_version: int
@@ -222,3 +270,4 @@ class Answer:
     degraded: tuple[str, ...]
     reasons: tuple[str, ...]
     timings_ms: Mapping[str, float]
+    unmet: tuple[Mapping[str, str | None], ...] = ()

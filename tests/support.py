@@ -93,6 +93,7 @@ class Shop:
 
     folder: Path
     structure: float = 0.9
+    behaviour: dict[str, object] = field(default_factory=dict)
     stores: dict[int, SnapshotStore] = field(default_factory=dict)
 
     @cached_property
@@ -120,6 +121,7 @@ class Shop:
                 "catalog": {"path": str(catalogue), "attributes": {"year": "year"}},
                 "events": {"path": str(events)},
                 "encoder": {"kind": "hash", "dim": DIM},
+                "behaviour": self.behaviour,
                 "index": {
                     "root": str(self.folder / f"index-{shards}" if root is None else root),
                     "shards": shards,

@@ -6,8 +6,6 @@ Signed feature hashing after Weinberger et al., "Feature Hashing for Large Scale
 
 import hashlib
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -17,11 +15,8 @@ import numpy as np
 from raysys.encoder.edges import clean, encode_texts, is_blank
 from raysys.encoder.protocol import EncoderIdentity, Role
 from raysys.types import Vectors
+from raysys.words import is_cjk, words
 
-# Han, kana and hangul: written without spaces or inflected at the end, so single characters and pairs stand for words.
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-_CJK_CHARACTER = re.compile(rf"[{_CJK}]")
 _NGRAM = 3
 _NGRAM_WEIGHT = 0.3  # of a word's parts, next to 1 for the word itself
 
@@ -68,17 +63,12 @@ class HashEncoder:
         return words(text)[: self.identity.max_tokens]
 
 
-def words(text: str) -> list[str]:
-    """The words of a text, case and width folded, in order; each CJK character is one."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
 def _features(tokens: list[str]) -> Iterator[str]:
     """``=word`` for words and CJK characters, ``+pair`` for neighbouring CJK characters, ``~abc`` for parts."""
     previous = ""
     for token in tokens:
         yield "=" + token
-        if _CJK_CHARACTER.match(token):
+        if is_cjk(token):
             if previous:
                 yield "+" + previous + token
             previous = token

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from raysys.index.contrast import Contrast
 from raysys.index.manifest import Manifest, read_manifest
 from raysys.index.shard_files import ShardFiles, rows_of
+from raysys.index.words import Vocabulary
 from raysys.keys import item_keys
-from raysys.types import Keys, Vectors
+from raysys.types import Keys, Terms, Vectors
 
 INTERNAL_COLUMNS = {"item_id", "text_key"}
 
@@ -45,6 +46,16 @@ class Catalogue:
         self.shards = [
             ShardFiles(folder / shard.folder, shard.index_kind, self.manifest.metric) for shard in self.manifest.shards
         ]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Every term of the items."""
+        return self.shards[0].vocabulary
+
+    def terms(self, found: Found) -> list[Terms]:
+        """The terms of the known items, in their order."""
+        pairs = zip(found.shard[found.known].tolist(), found.row[found.known].tolist(), strict=True)
+        return [self.shards[shard].words.of(row) for shard, row in pairs]
 
     @property
     def snapshot_id(self) -> str:

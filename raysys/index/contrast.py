@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raysys.index.shard_files import open_array, save_array
+from raysys.index.arrays import open_array, save_array
 from raysys.types import Vectors
 
 MIN_ITEMS = 100  # fewer say too little about a covariance

@@ -4,48 +4,26 @@ Rows are sorted by item key, so a key is found by binary search and two builds o
 
     items.arrow       the items' fields, one row an item     keys.npy        [n] uint64
     vectors.npy       [n, dim] float32                       popularity.npy  [n] float32 in 0..1
-    index.faiss       the vector index                       transition/     behaviour weights that lead to these rows
+    index.faiss       the vector index                       transition/, ridge/   behaviour that leads to these rows
+                                                             words/          the terms of the items
 """
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raysys.data.catalog import ITEM_SCHEMA
 from raysys.errors import SnapshotError
+from raysys.index.arrays import open_array, save_array
 from raysys.index.filters import Attributes
-from raysys.index.transition import TransitionRows
+from raysys.index.sparse_rows import SparseRows
 from raysys.index.vector_index import VectorIndex
+from raysys.index.words import Vocabulary, WordRows
 from raysys.types import Keys, Vectors
-
-
-def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write one array so that it is on the disk when this returns."""
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def open_array(path: Path) -> NDArray[Any]:
-    """Memory-map one array read-only. Raises SnapshotError when it is missing or damaged."""
-    try:
-        return np.asarray(_mapped(path))  # a plain view: np.memmap is slow to index
-    except (OSError, ValueError, EOFError) as error:
-        raise SnapshotError(f"{path} cannot be opened: {error}; build the snapshot again") from error
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:  # numpy cannot map an array without elements
-        array = np.load(path, allow_pickle=False)
-    return array
 
 
 def write_shard(
@@ -54,7 +32,9 @@ def write_shard(
     keys: Keys,
     vectors: Vectors,
     popularity: NDArray[np.float32],
-    transition: TransitionRows,
+    transition: SparseRows,
+    ridge: SparseRows,
+    words: WordRows,
     index: VectorIndex,
 ) -> None:
     """Write all files of a shard into a fresh folder. All inputs are in row order: sorted by key."""
@@ -65,6 +45,8 @@ def write_shard(
     save_array(folder / "vectors.npy", vectors)
     save_array(folder / "popularity.npy", popularity)
     transition.save(folder / "transition")
+    ridge.save(folder / "ridge")
+    words.save(folder / "words")
     index.save(folder / "index.faiss")
 
 
@@ -116,8 +98,28 @@ class ShardFiles:
         return Attributes(self.items)
 
     @cached_property
-    def transition(self) -> TransitionRows:
-        return TransitionRows.load(self.folder / "transition")
+    def transition(self) -> SparseRows:
+        return SparseRows.load(self.folder / "transition")
+
+    @cached_property
+    def ridge(self) -> SparseRows:
+        """Without a weight where the snapshot has none: many items, or written before there was this model."""
+        folder = self.folder / "ridge"
+        return SparseRows.load(folder) if folder.is_dir() else SparseRows.empty()
+
+    @cached_property
+    def words(self) -> WordRows:
+        return WordRows.load(self.folder / "words", len(self.keys))
+
+    @cached_property
+    def attribute_names(self) -> list[str]:
+        """The columns of the items beside those that all catalogues have."""
+        return [name for name in self.items.column_names if name not in {*ITEM_SCHEMA.names, "text_key"}]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """That of the whole snapshot."""
+        return Vocabulary.load(self.folder.parent)
 
     @cached_property
     def index(self) -> VectorIndex:

@@ -1,8 +1,8 @@
-"""The behaviour weights that lead to the items of one shard: which of its rows follow which item.
+"""Weights that lead to the items of one shard: from which source to which of its rows.
 
-The transition model (``training``) gives a weight to each pair source item -> target item. A shard keeps the pairs
-whose target it owns, by source, so that a history is scored where the candidates are. The work and the memory of a
-request grow with the pairs that its history touches, never with the catalogue.
+The sources of the transition model (``training.transition``) are items, those of ``words`` are terms. A shard keeps
+the pairs whose target it owns, by source, so that a request is scored where the candidates are. Its work and memory
+grow with the pairs that its sources touch, never with the catalogue.
 """
 
 import os
@@ -21,10 +21,10 @@ DENSE_ROWS_PER_PAIR = 16  # measured: up to here counting is several times faste
 _DTYPES = {"sources": np.uint64, "offsets": np.int64, "rows": np.int32, "weights": np.float32}
 
 
-class TransitionRows:
-    """A sparse matrix, source item x row of the shard. Build it with ``from_pairs``, open it with ``load``.
+class SparseRows:
+    """A sparse matrix, source x row of the shard. Build it with ``from_pairs``, open it with ``load``.
 
-    sources: [s] uint64 item keys, ascending. offsets: [s + 1] int64; the pairs of source i are
+    sources: [s] uint64 keys, ascending. offsets: [s + 1] int64; the pairs of source i are
     ``offsets[i]:offsets[i + 1]`` of rows, [nnz] int32, ascending within a source, and weights, [nnz] float32.
     """
 
@@ -43,7 +43,7 @@ class TransitionRows:
     @classmethod
     def from_pairs(
         cls, source_keys: Keys, target_rows: NDArray[np.int32], weights: NDArray[np.float32]
-    ) -> "TransitionRows":
+    ) -> "SparseRows":
         """From [m] uint64 source keys, [m] int32 target rows and [m] float32 weights, in any order.
 
         The weights of a pair that comes twice are added. Raises InvalidInput when the lengths differ, a row is
@@ -51,9 +51,9 @@ class TransitionRows:
         """
         if not len(source_keys) == len(target_rows) == len(weights):
             lengths = f"{len(source_keys)}, {len(target_rows)}, {len(weights)}"
-            raise InvalidInput("transition", f"sources, rows and weights differ in length: {lengths}")
+            raise InvalidInput("pairs", f"sources, rows and weights differ in length: {lengths}")
         if (target_rows < 0).any() or not np.isfinite(weights).all():
-            raise InvalidInput("transition", "rows must be 0 or more, and weights finite")
+            raise InvalidInput("pairs", "rows must be 0 or more, and weights finite")
         order = np.lexsort((target_rows, source_keys))
         keys, rows = source_keys[order], target_rows[order]
         is_new = np.ones(len(order), dtype=np.bool_)
@@ -67,6 +67,11 @@ class TransitionRows:
             _sums(weights[order], starts).astype(np.float32),
         )
 
+    @classmethod
+    def empty(cls) -> "SparseRows":
+        """Without a weight."""
+        return cls.from_pairs(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.float32))
+
     def save(self, folder: Path) -> None:
         """Write four .npy files, each so that a reader sees all of it or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,7 @@ class TransitionRows:
             _save(folder / f"{name}.npy", getattr(self, name))
 
     @classmethod
-    def load(cls, folder: Path) -> "TransitionRows":
+    def load(cls, folder: Path) -> "SparseRows":
         """Map the files of ``save`` read-only. Raises SnapshotError when one is missing or damaged."""
         arrays = {name: _open(folder / f"{name}.npy", np.dtype(dtype)) for name, dtype in _DTYPES.items()}
         offsets = arrays["offsets"]
@@ -87,19 +92,17 @@ class TransitionRows:
             raise SnapshotError(f"the files in {folder} do not belong together: {sizes}; build the snapshot again")
         return cls(**arrays)
 
-    def score(
-        self, history_keys: Keys, history_weights: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """What a history leads to: (rows [m] int32, unique and ascending; scores [m] float32).
+    def score(self, keys: Keys, key_weights: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """What these sources lead to: (rows [m] int32, unique and ascending; scores [m] float32).
 
-        history_keys: [h] uint64 item keys, unknown ones score nothing and repeated ones add up;
-        history_weights: [h] float32. A row's score is the sum over the history of its weight times the pair's.
+        keys: [h] uint64, unknown ones score nothing and repeated ones add up; key_weights: [h] float32. A row's score
+        is the sum over the sources of their weight times the pair's.
         """
-        at, known = self._find(history_keys)
+        at, known = self._find(keys)
         lengths = self.offsets[at + 1] - self.offsets[at]
         ends = np.cumsum(lengths)
         pairs = np.arange(lengths.sum()) + np.repeat(self.offsets[at] - (ends - lengths), lengths)
-        contributions = np.repeat(history_weights[known], lengths) * self.weights[pairs]
+        contributions = np.repeat(key_weights[known], lengths) * self.weights[pairs]
         return _sum_by_row(self.rows[pairs], contributions)
 
     def _find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

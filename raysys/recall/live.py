@@ -24,7 +24,8 @@ from raysys.keys import item_key
 from raysys.recall.availability import Availability, Mask
 from raysys.recall.fresh import Newest, since_s
 from raysys.recall.live_table import add_rows, item_table
-from raysys.types import ItemChange, Keys, Vectors
+from raysys.types import ItemChange, Keys, Terms, Vectors
+from raysys.words import item_terms
 
 Rows = NDArray[np.integer]
 
@@ -32,7 +33,7 @@ NOWHERE = -1  # the row of what is not served
 COMPACT_FROM_DEAD = 1_024
 COMPARE_ALL_FROM_SHARE = 1 / 4  # of the slots wanted: comparing with all then costs less than a copy of these
 
-_DERIVED = ("items", "attributes", "availability", "staying", "by_popularity", "newest", "_added")
+_DERIVED = ("items", "_terms_by_slot", "attributes", "availability", "staying", "by_popularity", "newest", "_added")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +94,7 @@ class LiveRows:
         self.version = self.n_alive = self.n_replaced = self.n_removed = 0
         self._states: dict[int, tuple[int, int]] = {}  # item key -> (sequence, slot or NOWHERE)
         self._chunks: list[pa.Table] = []
+        self._terms: list[Terms] = []  # of each slot
 
     def __len__(self) -> int:
         """How many slots there are, dead ones included."""
@@ -155,6 +157,8 @@ class LiveRows:
             popularity = 0.0 if is_new else float(self._files.popularity[main_row])
             since = math.floor(item.change.created_s) if is_new else float(self.main_since_s[main_row])
             slot = self._slots.append(key, self._vector(item, old, main_row), popularity, main_row, since)
+            terms = item_terms(item.change.fields or {}, self._files.attribute_names)
+            self._terms.append(self._files.vocabulary.weigh(terms))
         if old != NOWHERE:
             self._slots.alive[old] = False
         self._states[key] = (item.change.sequence, slot)
@@ -174,6 +178,7 @@ class LiveRows:
             return
         self._chunks = [self.items.take(pa.array(kept)).combine_chunks()]
         self._slots.keep(kept)
+        self._terms = [self._terms[slot] for slot in kept.tolist()]
         for slot, key in enumerate(self.keys.tolist()):
             self._states[key] = (self._states[key][0], slot)
         main_rows = self._slots.main_rows[: len(self)]
@@ -310,6 +315,24 @@ class LiveRows:
             scores[:, ~self._slots.has_text[slots]] = 0
             scores[~queries.any(axis=1)] = 0
         return scores
+
+    # Words
+
+    def score_words(self, wanted: Terms) -> tuple[Rows, NDArray[np.float32]]:
+        """(living slots, ascending; scores): those that hold any of these terms."""
+        slots, keys, weights = self._terms_by_slot
+        at = rows_of(wanted.keys, keys)
+        held = at >= 0
+        scores = np.bincount(slots[held], weights=weights[held] * wanted.weights[at[held]], minlength=len(self))
+        found = np.flatnonzero((scores != 0) & self.alive)
+        return found, scores[found].astype(np.float32)
+
+    @cached_property
+    def _terms_by_slot(self) -> tuple[Rows, Keys, NDArray[np.float32]]:
+        """The slot, key and weight of each term of each slot."""
+        keys = np.concatenate([np.empty(0, np.uint64), *(terms.keys for terms in self._terms)])
+        weights = np.concatenate([np.empty(0, np.float32), *(terms.weights for terms in self._terms)])
+        return np.repeat(np.arange(len(self)), [len(terms) for terms in self._terms]), keys, weights
 
     def _compare(self, queries: Vectors, vectors: Vectors) -> NDArray[np.float32]:
         if self._files.metric != "l2":

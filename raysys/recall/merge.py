@@ -16,11 +16,11 @@ def merge(answers: Sequence[Candidates], k: int) -> Candidates:
     ``answers`` holds one or more. Popularity fills only when the other sources found fewer than k items in all.
     """
     everything = concatenate(answers)
-    found_by = np.zeros(len(everything), dtype=np.uint8)
+    found_by = np.zeros(len(everything), dtype=np.uint16)
     for source in range(POPULAR):
-        found_by[_best(everything, source, n_best(source, k))] |= np.uint8(1 << source)
+        found_by[_best(everything, source, n_best(source, k))] |= np.uint16(1 << source)
     if np.count_nonzero(found_by) < k:
-        found_by[_best(everything, POPULAR, k)] |= np.uint8(1 << POPULAR)
+        found_by[_best(everything, POPULAR, k)] |= np.uint16(1 << POPULAR)
     return _take(everything, np.flatnonzero(found_by), found_by)
 
 
@@ -53,7 +53,7 @@ def _best(candidates: Candidates, source: int, k: int) -> NDArray[np.intp]:
     return mine[order]
 
 
-def _take(candidates: Candidates, at: NDArray[np.intp], found_by: NDArray[np.uint8]) -> Candidates:
+def _take(candidates: Candidates, at: NDArray[np.intp], found_by: NDArray[np.uint16]) -> Candidates:
     return Candidates(
         shard=candidates.shard[at],
         row=candidates.row[at],

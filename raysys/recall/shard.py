@@ -25,17 +25,21 @@ from raysys.types import (
     POPULAR,
     PROFILE,
     QUERY,
+    QUERY_WORDS,
+    RIDGE,
     SAID,
     SOURCES,
     TRANSITION,
     TRENDING,
+    WORDS,
     Candidates,
     Keys,
     RecallQuery,
+    Terms,
     Vectors,
 )
 
-_Hits = tuple[Rows, NDArray[np.float32]]  # rows and their scores, best first
+_Hits = tuple[Rows, NDArray[np.float32]]  # rows and their scores
 END = np.array([np.iinfo(np.int64).max])  # behind every row
 MOST_REPLACED_SHARE = 0.5  # of the snapshot's rows; from there on the index searches with a mask
 
@@ -150,7 +154,15 @@ class Shard:
 
     def warm_up(self) -> None:
         """Open every file, so that the first request does not pay for it."""
-        _ = (self.files.index, self.files.transition, self.files.attributes, self._by_popularity, self._newest)
+        _ = (
+            self.files.index,
+            self.files.transition,
+            self.files.ridge,
+            self.files.words,
+            self.files.attributes,
+            self._by_popularity,
+            self._newest,
+        )
         self._availability.mask(0.0)
 
     def recall(self, queries: Sequence[RecallQuery]) -> list[Candidates]:
@@ -289,17 +301,17 @@ class Shard:
     # From rows to candidates; rows are ascending, so that those of the snapshot come first, by key
 
     def _collect(self, query: RecallQuery, scope: _Scope, near: _Near) -> Candidates:
-        transition_rows, transition_scores = self._transition(query)
+        sparse = self._sparse(query)
         if query.only is not None:
-            return self._only(query, scope, transition_rows, transition_scores)
+            return self._only(query, scope, sparse)
         found = near.of_sources()
-        found[TRANSITION] = self._top(transition_rows, transition_scores, scope, query.k)
+        found |= {source: self._top(rows, scores, scope, query.k) for source, (rows, scores) in sparse.items()}
         found |= self._of_now(query, scope)
         rows = _union(found.values())
         if len(rows) < query.k:  # popularity fills what the others leave open; then no source has more than k
             found[POPULAR] = self._popular(scope, query.k)
             rows = _union([rows, found[POPULAR]])
-        scores = self._scores(query, rows, transition_rows, transition_scores, near.compared)
+        scores = self._scores(query, rows, sparse, near.compared)
         for source in (PROFILE, SAID):  # of several vectors: more than k rows, of which those nearest to any stay
             if len(found.get(source, ())) > query.k:
                 its_scores = scores[np.searchsorted(rows, found[source]), source]
@@ -308,24 +320,37 @@ class Shard:
             rows, scores = kept, scores[np.searchsorted(rows, kept)]
         return self._candidates(rows, scores, _found_by(rows, found), near.exact)
 
-    def _transition(self, query: RecallQuery) -> tuple[Rows, NDArray[np.float32]]:
-        """(rows, ascending; scores): what the history of the request leads to."""
-        rows, scores = self.files.transition.score(query.history_keys, query.history_weights)
-        return self.live.carry(rows, scores) if self.live.version else (rows, scores)
+    def _sparse(self, query: RecallQuery) -> dict[int, _Hits]:
+        """(rows, ascending; scores) of the sources that know few items: of the history, and of the words."""
+        found = {}
+        for source, leading in ((TRANSITION, self.files.transition), (RIDGE, self.files.ridge)):
+            rows, scores = leading.score(query.history_keys, query.history_weights)
+            found[source] = self.live.carry(rows, scores) if self.live.version else (rows, scores)
+        for source, wanted in ((QUERY_WORDS, query.query_words), (WORDS, query.words)):
+            if wanted is not None:
+                found[source] = self._with_words(wanted)
+        return found
 
-    def _only(
-        self, query: RecallQuery, scope: _Scope, transition_rows: Rows, transition_scores: NDArray[np.float32]
-    ) -> Candidates:
+    def _with_words(self, wanted: Terms) -> _Hits:
+        """(rows, ascending; scores): what holds any of these terms."""
+        rows, scores = self.files.words.by_term.score(wanted.keys, wanted.weights)
+        if not self.live.version:
+            return rows, scores
+        stays = self.live.staying[rows]
+        slots, slot_scores = self.live.score_words(wanted)
+        return np.concatenate([rows[stays], self.n_main + slots]), np.concatenate([scores[stays], slot_scores])
+
+    def _only(self, query: RecallQuery, scope: _Scope, sparse: dict[int, _Hits]) -> Candidates:
         """Scores for the wanted items that live here and may be seen; each source that knows an item found it."""
         rows = self._locate(np.unique(query.only)) if query.only is not None else np.empty(0, np.int64)
         rows = np.sort(rows[rows >= 0])
         rows = rows[scope.keep(rows)]
-        scores = self._scores(query, rows, transition_rows, transition_scores)
-        bits = (scores != 0) @ (1 << np.arange(len(SOURCES))).astype(np.uint8)
-        return self._candidates(rows, scores, bits.astype(np.uint8), exact=True)
+        scores = self._scores(query, rows, sparse)
+        bits = (scores != 0) @ (1 << np.arange(len(SOURCES))).astype(np.uint16)
+        return self._candidates(rows, scores, bits.astype(np.uint16), exact=True)
 
     def _candidates(
-        self, rows: Rows, scores: NDArray[np.float32], found_by: NDArray[np.uint8], exact: bool
+        self, rows: Rows, scores: NDArray[np.float32], found_by: NDArray[np.uint16], exact: bool
     ) -> Candidates:
         keys = self._keys(rows)
         if self._has_live(rows):
@@ -344,8 +369,7 @@ class Shard:
         self,
         query: RecallQuery,
         rows: Rows,
-        transition_rows: Rows,
-        transition_scores: NDArray[np.float32],
+        sparse: dict[int, _Hits],
         compared: Sequence[NDArray[np.float32]] = (),
     ) -> NDArray[np.float32]:
         scores = np.zeros((len(rows), len(SOURCES)), dtype=np.float32)
@@ -357,10 +381,7 @@ class Shard:
             for (source, vectors), end in zip(given, ends, strict=True):
                 scores[:, source] = similarity[end - len(vectors) : end].max(axis=0)
         hot = self._trending(query.now_s)
-        for source, known, known_scores in (
-            (TRANSITION, transition_rows, transition_scores),
-            (TRENDING, hot.rows, hot.scores),
-        ):
+        for source, (known, known_scores) in (sparse | {TRENDING: (hot.rows, hot.scores)}).items():
             if len(known):
                 at = rows_of(known, rows)  # type: ignore[arg-type]  # any sorted integers will do
                 scores[:, source] = np.where(at >= 0, known_scores[at], 0)
@@ -501,9 +522,9 @@ def _given(query: RecallQuery) -> list[tuple[int, Vectors]]:
     return [(source, vectors) for source, vectors in given if vectors is not None and len(vectors)]
 
 
-def _found_by(rows: Rows, found: dict[int, Rows]) -> NDArray[np.uint8]:
+def _found_by(rows: Rows, found: dict[int, Rows]) -> NDArray[np.uint16]:
     """One bit a source, set on the rows that it put forward."""
-    bits = np.zeros(len(rows), dtype=np.uint8)
+    bits = np.zeros(len(rows), dtype=np.uint16)
     for source, its_rows in found.items():
-        bits[rows.searchsorted(its_rows)] |= np.uint8(1 << source)
+        bits[rows.searchsorted(its_rows)] |= np.uint16(1 << source)
     return bits

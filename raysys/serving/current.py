@@ -82,11 +82,19 @@ async def open_current(
     metrics: Metrics,
     clock: Clock,
 ) -> Current:
-    """The parts for one snapshot, caught up with the changes after it. Raises Unavailable."""
+    """The parts for one snapshot, caught up with the changes after it. Raises Unavailable, and ConfigError for rules of
+    the list that do not fit the snapshot."""
     texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint(), clock, metrics.freshness)
     live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
     recommender = Recommender(
-        Lookup(catalogue, live), encode, shards, ranker, settings.profile, settings.candidates_per_source, clock
+        Lookup(catalogue, live),
+        encode,
+        shards,
+        ranker,
+        settings.profile,
+        settings.candidates_per_source,
+        clock,
+        settings.ranking,
     )
     return Current(recommender, live, texts, ItemEntry(catalogue.manifest.item_rules, catalogue.schema))

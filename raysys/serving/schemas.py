@@ -15,6 +15,9 @@ MAX_EVENTS = 1_000
 MAX_ITEMS = 1_000
 MAX_USERS = 1_000
 MAX_QUERY_CHARS = 4_000
+MAX_CAPS = 10
+MAX_PROMOTIONS = 50
+MAX_LABEL_CHARS = 100
 MAX_ID_BYTES = 256
 MILLISECONDS_FROM = 10**11  # smaller numbers are seconds by mistake: 10**11 ms is March 1973
 
@@ -35,6 +38,8 @@ Id = Annotated[str, AfterValidator(_check_id)]
 Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
 Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("text:"))]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+Share = Annotated[float, Field(ge=0, le=1)]
+FieldName = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
 
 
@@ -61,12 +66,36 @@ class Person(Body):
         return self
 
 
+class CapBody(Body):
+    """At most so many items of one value of a field in the list; of a list of values, each counts."""
+
+    field: FieldName
+    most: Limit
+
+
+class PromotionBody(Body):
+    """An item that is to stand at a slot, counted from 1, if it may be shown to this person at all."""
+
+    item_id: Id
+    slot: Limit
+    label: Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_check_text)] | None = Field(
+        default=None, description="Comes back with the item, such as `Ad`."
+    )
+
+
 class RecommendBody(Person):
-    """Ask for recommendations."""
+    """Ask for recommendations. The rules of the list are those of the settings where the request does not say."""
 
     filter: Filter | None = None
     limit: Limit = 10
     exclude_seen: bool = Field(default=True, description="Leave out items of the profile and of history.")
+    diversity: Share | None = Field(default=None, description="0 = the best scores alone, 1 = as unlike as can be.")
+    calibration: Share | None = Field(
+        default=None, description="How much the list follows the mix of categories that the person has; 0 = off."
+    )
+    caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
+    one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
+    promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
 
 
 class RankBody(Person):
@@ -199,6 +228,21 @@ class UserMergeBody(Body):
     user_id: Id
 
 
+class MoveAnswer(BaseModel):
+    """A rule of the list that moved an item, and the rank that it would have without the rule."""
+
+    rule: str = Field(description="`diversity`, `calibration`, `promotion`, `cap:<field>` or `one_per:<field>`.")
+    from_rank: int | None = Field(alias="from", description="null = it would not be in the list.")
+
+
+class UnmetAnswer(BaseModel):
+    """A rule of the list that could not be fulfilled."""
+
+    rule: str
+    item_id: str | None = Field(description="Of a promotion.")
+    why: str
+
+
 class ItemAnswer(BaseModel):
     """One recommended item."""
 
@@ -207,6 +251,9 @@ class ItemAnswer(BaseModel):
     rank: int
     sources: Mapping[str, float]
     metadata: Mapping[str, Any]
+    moved: list[MoveAnswer]
+    promoted: bool
+    label: str | None
 
 
 class ListAnswer(BaseModel):
@@ -220,6 +267,7 @@ class ListAnswer(BaseModel):
     exact: bool
     degraded: list[str]
     reasons: list[str]
+    unmet: list[UnmetAnswer]
     unknown_items: list[str]
     timings_ms: Mapping[str, float]
 

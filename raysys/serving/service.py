@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from raysys.errors import Unavailable
@@ -11,7 +12,7 @@ from raysys.serving import schemas
 from raysys.serving.current import Current, InUse
 from raysys.serving.edge import Metrics
 from raysys.serving.impressions import ImpressionLog, Route
-from raysys.types import Answer, Profile, Request, user_key
+from raysys.types import Answer, Cap, Profile, Promotion, Request, user_key
 
 
 class Service:
@@ -28,6 +29,8 @@ class Service:
         if body.filter is not None:
             check(body.filter, current.catalogue.schema)
         request = Request(limit=body.limit, filter=body.filter, exclude_seen=body.exclude_seen, **_person(body))
+        request = replace(request, **_rules(body))
+        current.recommender.check(request)
         return await self._for_person("recommendations", current, request)
 
     async def rank(self, body: schemas.RankBody) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class Service:
             "exact": answer.exact,
             "degraded": missing,
             "reasons": answer.reasons,
+            "unmet": answer.unmet,
             "unknown_items": unknown,
             "timings_ms": answer.timings_ms,
         }
@@ -92,4 +96,15 @@ def _person(body: schemas.Person) -> dict[str, Any]:
         "history": body.history,
         "positive": body.positive,
         "negative": body.negative,
+    }
+
+
+def _rules(body: schemas.RecommendBody) -> dict[str, Any]:
+    """What the request says of the list as a whole."""
+    return {
+        "diversity": body.diversity,
+        "calibration": body.calibration,
+        "caps": tuple(Cap(cap.field, cap.most) for cap in body.caps),
+        "one_per": body.one_per,
+        "promotions": tuple(Promotion(p.item_id, p.slot, p.label) for p in body.promotions),
     }

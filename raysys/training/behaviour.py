@@ -6,7 +6,8 @@ A user's events stay together, so that pairs can be counted; all targets of a so
 strongest are kept; and each shard reads the weights that lead to its own items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from raysys.data import events, readers
 from raysys.keys import item_keys
 from raysys.profile.fold import event_weight
-from raysys.training import changes, popularity, transition
+from raysys.training import changes, popularity, ridge, transition, words
 from raysys.training.items import by_code, write_rejects
 from raysys.training.plan import BuildPlan
 from raysys.types import Keys
+
+LEAST_MET = 2  # events of an item, from which on the regression looks at it
 
 
 def stage_events(plan: BuildPlan, number: int) -> dict[str, Any]:
@@ -82,22 +85,40 @@ def _weights(table: pa.Table, weights: dict[str, float]) -> NDArray[np.float32]:
     return np.array([event_weight(kind, value, weights) for kind, value in pairs], dtype=np.float32)
 
 
-def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
-    """Count items and item pairs in the events of one part of the users; write pair counts by source."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Liked:
+    """What some users liked, an entry an event. user, item: uint64 keys. time_s, weight: float."""
+
+    user: Keys
+    item: Keys
+    time_s: NDArray[np.float64]
+    weight: NDArray[np.float32]
+
+
+def _liked(plan: BuildPlan, part: int) -> _Liked | None:
+    """The events of weight > 0 of one part of the users; an event counts once, however often it comes."""
     files = sorted(plan.staged("events", f"{part:05d}").glob("*.parquet"))
     if not files:
-        return
+        return None
     table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
-    _, once = np.unique(table["event"].to_numpy(), return_index=True)  # an event counts once, however often it comes
+    _, once = np.unique(table["event"].to_numpy(), return_index=True)
     table = table.take(np.sort(once))
     user, item, time_s, weight = (table[name].to_numpy() for name in ("user", "item", "timestamp_s", "weight"))
-    settings = plan.settings.behaviour
     liked = weight > 0
+    return _Liked(user[liked], item[liked], time_s[liked], weight[liked])
+
+
+def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
+    """Count items and item pairs in the events of one part of the users; write pair counts by source."""
+    liked = _liked(plan, part)
+    if liked is None:
+        return
+    settings = plan.settings.behaviour
     counts = popularity.count_items(
-        item[liked], time_s[liked], weight[liked], latest_s, settings.popularity_half_life_days
+        liked.item, liked.time_s, liked.weight, latest_s, settings.popularity_half_life_days
     )
     _write(plan, ("item_counts",), f"{part:05d}", keys=counts.keys, count=counts.count, popularity=counts.popularity)
-    pairs = transition.count_pairs(user[liked], item[liked], time_s[liked], settings.window, settings.reverse)
+    pairs = transition.count_pairs(liked.user, liked.item, liked.time_s, settings.window, settings.reverse)
     for p, mine in _cut(pairs.source, plan.n_shards):
         taken = pairs.take(mine)
         _write(plan, ("pairs", p), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
@@ -114,6 +135,48 @@ def weigh_part(plan: BuildPlan, part: int) -> None:
         _write(plan, ("weights", shard), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
 
 
+def fit_ridge(plan: BuildPlan) -> dict[str, int]:
+    """Ridge regression over the events of all users and the settled items; weights written by shard.
+
+    Returns ``ridge_items``, how many items took part, or ``ridge_too_many``, why there is none.
+    """
+    settings = plan.settings.behaviour
+    items = _met_twice(plan)
+    if len(items) > settings.ridge_items:
+        return {"ridge_too_many": len(items)}
+    if len(items) < 2:
+        return {}
+    sums = None
+    for user, item in _histories(plan, items):
+        part = ridge.moments(user, item, len(items), settings.ridge_decay, settings.reverse)
+        sums = part if sums is None else sums.plus(part)
+    assert sums is not None  # noqa: S101  # items were met in the events
+    terms = words.matrix(plan, items)
+    weights = ridge.solve(sums, terms, settings.ridge_penalty, settings.ridge_words, settings.targets_per_item, items)
+    for shard, mine in _cut(weights.target, plan.n_shards):
+        taken = weights.take(mine)
+        _write(plan, ("ridge", shard), "all", source=taken.source, target=taken.target, weight=taken.weight)
+    return {"ridge_items": len(items)}
+
+
+def _met_twice(plan: BuildPlan) -> Keys:
+    """[n] ascending keys of the settled items that are in two events or more."""
+    counts = item_counts(plan)
+    keys: Keys = np.intersect1d(counts.keys[counts.count >= LEAST_MET], words.settled_keys(plan))
+    return keys
+
+
+def _histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDArray[np.intp]]]:
+    """For each part of the users, what they liked of these items, as users and positions: by user, oldest first."""
+    for part in range(plan.n_shards):
+        liked = _liked(plan, part)
+        if liked is not None:
+            at = np.minimum(np.searchsorted(items, liked.item), len(items) - 1)
+            known = items[at] == liked.item
+            order = np.lexsort((liked.time_s[known], liked.user[known]))
+            yield liked.user[known][order], at[known][order]
+
+
 def item_counts(plan: BuildPlan) -> popularity.ItemCounts:
     """Counts and popularity of every item in the events."""
     return popularity.merge([popularity.ItemCounts(*arrays) for arrays in _read(plan, ("item_counts",))])
@@ -122,6 +185,11 @@ def item_counts(plan: BuildPlan) -> popularity.ItemCounts:
 def shard_weights(plan: BuildPlan, number: int) -> transition.PairCounts:
     """The transition weights that lead to the items of one shard."""
     return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("weights", f"{number:05d}"))])
+
+
+def shard_ridge(plan: BuildPlan, number: int) -> transition.PairCounts:
+    """The weights of the regression that lead to the items of one shard."""
+    return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("ridge", f"{number:05d}"))])
 
 
 def relative_popularity(counts: popularity.ItemCounts, keys: Keys) -> NDArray[np.float32]:

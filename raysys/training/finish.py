@@ -18,12 +18,13 @@ from raysys.index import vector_index
 from raysys.index.contrast import Contrast, Moments
 from raysys.index.manifest import Manifest, ShardRecord, file_record, writers
 from raysys.index.shard_files import rows_of, write_shard
+from raysys.index.sparse_rows import SparseRows
 from raysys.index.store import SnapshotStore
-from raysys.index.transition import TransitionRows
 from raysys.keys import item_keys
-from raysys.training import behaviour
+from raysys.training import behaviour, words
 from raysys.training.items import reject_rows
 from raysys.training.plan import BuildPlan
+from raysys.training.transition import PairCounts
 from raysys.types import Keys, Vectors
 
 QUARANTINE, REPORT = "quarantine.jsonl", "report.json"
@@ -40,7 +41,9 @@ def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tup
         keys,
         vectors,
         behaviour.relative_popularity(behaviour.item_counts(plan), keys),
-        _transition(plan, number, keys),
+        _leading_to(keys, behaviour.shard_weights(plan, number)),
+        _leading_to(keys, behaviour.shard_ridge(plan, number)),
+        words.shard_words(plan, number, len(items)),
         index,
     )
     record = ShardRecord(
@@ -68,12 +71,11 @@ def _item_schema(plan: BuildPlan) -> pa.Schema:
     return pa.schema([*ITEM_SCHEMA, *attributes, pa.field("text_key", pa.binary(32))])
 
 
-def _transition(plan: BuildPlan, number: int, keys: Keys) -> TransitionRows:
-    """Weights that lead to this shard's items; behaviour about items that are not in the catalogue falls away."""
-    weights = behaviour.shard_weights(plan, number)
+def _leading_to(keys: Keys, weights: PairCounts) -> SparseRows:
+    """Weights that lead to the items of a shard; behaviour about items that are not in the catalogue falls away."""
     rows = rows_of(keys, weights.target)
     known = rows >= 0
-    return TransitionRows.from_pairs(
+    return SparseRows.from_pairs(
         weights.source[known], rows[known].astype(np.int32), weights.weight[known].astype(np.float32)
     )
 
@@ -103,6 +105,7 @@ def publish(
     if not n_items:
         raise CatalogError(f"no row of {plan.settings.catalog.path} can be indexed; the reasons: {report['rejected']}")
     contrast = _contrast(plan, identity, [moments for _, moments in finished])
+    words.vocabulary(plan).save(plan.snapshot)
     with (plan.snapshot / QUARANTINE).open("wb") as file:
         file.writelines(orjson.dumps(row) + b"\n" for row in reject_rows(plan))
     (plan.snapshot / REPORT).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

@@ -15,7 +15,7 @@ from raysys.data import catalog, readers
 from raysys.data.rejects import Reject, rejects_table
 from raysys.encoder.protocol import Encoder, EncoderIdentity
 from raysys.keys import item_keys, text_key
-from raysys.training import changes
+from raysys.training import changes, words
 from raysys.training.plan import BuildPlan
 
 KEY, TEXT = "item_key", "item_text"
@@ -91,6 +91,7 @@ def settle_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dic
     keys = [text_key(fingerprint, text) for text in texts]
     items = items.append_column("text_key", pa.array(keys, pa.binary(32)))
     pq.write_table(items, plan.staged("settled") / f"{number:05d}.parquet")
+    words.stage(plan, number, items)
     done = plan.embeddings(identity).keys()
     todo = {key: text for key, text in zip(keys, texts, strict=True) if key not in done}
     _write_todo(plan, number, todo)

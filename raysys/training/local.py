@@ -29,6 +29,7 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         encoder = build_encoder(settings.encoder)
         for part in parts:
             report.add(items.settle_shard(plan, part, encoder.identity))
+        report.add(behaviour.fit_ridge(plan))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))
         finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]

@@ -69,6 +69,13 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
         yield f"events read {get('events_read', 0):,}, kept {get('events_kept', 0):,}"
     if get("events_erased", 0):
         yield f"  {get('events_erased'):,} events left out: their people were erased"
+    if get("ridge_items", 0):
+        yield f"next items by ridge regression over {get('ridge_items'):,} items"
+    if get("ridge_too_many", 0):
+        yield (
+            f"no ridge regression: {get('ridge_too_many'):,} items were met twice or more, and behaviour.ridge_items "
+            "allows fewer"
+        )
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"

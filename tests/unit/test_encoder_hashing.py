@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from encoder_suite import EncoderSuite
 
-from raysys.encoder.hashing import HashEncoder, words
+from raysys.encoder.hashing import HashEncoder
+from raysys.words import words
 
 
 class TestHashEncoder(EncoderSuite):

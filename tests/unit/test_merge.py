@@ -23,7 +23,7 @@ def candidates(rows: list[tuple[int, list[float], int]], shard: int = 0, exact: 
         row=np.arange(len(rows), dtype=np.int32),
         key=np.array([key for key, _, _ in rows], np.uint64),
         scores=np.array([scores for _, scores, _ in rows], np.float32).reshape(len(rows), len(SOURCES)),
-        found_by=np.array([bits for _, _, bits in rows], np.uint8),
+        found_by=np.array([bits for _, _, bits in rows], np.uint16),
         exact=exact,
     )
 

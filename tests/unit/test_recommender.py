@@ -249,10 +249,12 @@ class Down:
 
 async def test_without_the_encoder_the_rest_answers_and_says_so(shop: Shop, path: Recommender) -> None:
     down = recommender(shop.snapshot(3), encode=Down(Overloaded("full")).encode)
-    answer = await down.recommend(Request(limit=10, query="bababa"), shop.profile(0))
+    answer = await down.recommend(Request(limit=10, query="nobody's word"), shop.profile(0))
     assert answer.degraded == ("encoder",)
     without = await path.recommend(Request(limit=10), shop.profile(0))
     assert ids(answer) == ids(without)
+    by_word = await down.recommend(Request(limit=1, query="zeppelin"), STRANGER)
+    assert (ids(by_word), by_word.degraded) == ([ODD], ("encoder",))  # words need no model
     with pytest.raises(Overloaded):
         await down.search(Request(limit=10, query="bababa"))
     assert (await down.search(Request(limit=10, positive=("item-1",)))).items  # needs no encoder

@@ -45,13 +45,13 @@ def test_as_sorting_in_plain_python(rows, n) -> None:
 
 
 def test_a_score_is_the_weighted_sum_of_its_sources() -> None:
-    ranker = LinearRanker(RankingSettings(**{name: 10**i for i, name in enumerate(SOURCES)}))
+    ranker = LinearRanker(RankingSettings(**{name: 2**i for i, name in enumerate(SOURCES)}))
     scores = np.arange(1, len(SOURCES) + 1, dtype=np.float32)
     first, second = ranker.score([scores[None], np.empty((0, len(SOURCES)), np.float32)])
-    assert first.tolist() == [7654321.0]
+    assert first.tolist() == [sum(2**i * (i + 1) for i in range(len(SOURCES)))]
     assert second.tolist() == []
 
 
 def test_a_weight_of_zero_turns_a_source_off() -> None:
     ranker = LinearRanker(RankingSettings(**dict.fromkeys(SOURCES, 0.0) | {"popular": 1.0}))
-    assert ranker.score([np.array([[9] * 6 + [0.5]], np.float32)])[0].tolist() == [0.5]
+    assert ranker.score([np.array([[9] * (len(SOURCES) - 1) + [0.5]], np.float32)])[0].tolist() == [0.5]

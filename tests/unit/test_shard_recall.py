@@ -14,6 +14,7 @@ from raysys.errors import InvalidInput, UnknownField
 from raysys.in_process import open_shards
 from raysys.index.catalogue import Catalogue
 from raysys.index.filters import parse
+from raysys.index.sparse_rows import SparseRows
 from raysys.keys import item_key, item_keys, shard_of
 from raysys.recall.live import LiveItem
 from raysys.recall.merge import concatenate, merge
@@ -24,6 +25,7 @@ from raysys.types import (
     POPULAR,
     PROFILE,
     QUERY,
+    RIDGE,
     SAID,
     SOURCES,
     TRANSITION,
@@ -49,14 +51,16 @@ class Oracle:
         starts = [item["available_from"] for item in self.items]
         self.since_s = np.array([-np.inf if start is None else start.timestamp() // 1 for start in starts])
         self.events: list[Acts] = []
-        self.weights: dict[int, np.ndarray] = {}
-        rows = files.transition
+        self.weights = {TRANSITION: self._dense(files.transition), RIDGE: self._dense(files.ridge)}
+
+    def _dense(self, rows: SparseRows) -> dict[int, np.ndarray]:
+        """Item key -> the weight that leads from it to each row."""
+        found = {}
         for i, source in enumerate(rows.sources):
-            weights = np.zeros(len(self.keys))
-            weights[rows.rows[rows.offsets[i] : rows.offsets[i + 1]]] = rows.weights[
-                rows.offsets[i] : rows.offsets[i + 1]
-            ]
-            self.weights[int(source)] = weights
+            mine = slice(rows.offsets[i], rows.offsets[i + 1])
+            found[int(source)] = np.zeros(len(self.keys))
+            found[int(source)][rows.rows[mine]] = rows.weights[mine]
+        return found
 
     def visible(self, query: RecallQuery, keeps) -> np.ndarray:
         def may_be_seen(item) -> bool:
@@ -76,7 +80,8 @@ class Oracle:
             if vectors is not None:
                 scores[:, source] = (self.vectors @ vectors.T).max(axis=1)
         for key, weight in zip(query.history_keys.tolist(), query.history_weights, strict=True):
-            scores[:, TRANSITION] += weight * self.weights.get(key, 0)
+            for source, weights in self.weights.items():
+                scores[:, source] += weight * weights.get(key, 0)
         scores[:, TRENDING] = self.trending(query.now_s)
         age_s = np.floor(query.now_s) - self.since_s
         scores[:, FRESH] = np.where((age_s >= 0) & (age_s < 14 * DAY_S), 0.5 ** np.abs(age_s / (3 * DAY_S)), 0)
@@ -98,6 +103,7 @@ class Oracle:
             PROFILE: visible & self.vectors.any(axis=1) & (query.profile is not None),
             SAID: visible & self.vectors.any(axis=1) & (query.said is not None),
             TRANSITION: visible & (scores[:, TRANSITION] != 0),
+            RIDGE: visible & (scores[:, RIDGE] != 0),
         }
         found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
         for source in (TRENDING, FRESH):
@@ -138,8 +144,11 @@ class Oracle:
         )
         oracle.since_s = oracle.since_s[kept]
         oracle.items = [oracle.items[row] for row in kept]
-        weights = {source: np.append(values, np.zeros(n_more)) for source, values in self.weights.items()}
-        oracle.weights = {source: values[kept] for source, values in weights.items()}
+        more = np.zeros(n_more)
+        oracle.weights = {
+            source: {key: np.append(values, more)[kept] for key, values in weights.items()}
+            for source, weights in self.weights.items()
+        }
         return oracle
 
     @staticmethod

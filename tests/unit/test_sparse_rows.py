@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.errors import InvalidInput, SnapshotError
-from raysys.index.transition import TransitionRows
+from raysys.index.sparse_rows import SparseRows
 
 BIG = 2**64 - 1
 
 
 def from_pairs(pairs):
     sources, rows, weights = zip(*pairs, strict=True) if pairs else ((), (), ())
-    return TransitionRows.from_pairs(
+    return SparseRows.from_pairs(
         np.array(sources, dtype=np.uint64), np.array(rows, dtype=np.int32), np.array(weights, dtype=np.float32)
     )
 
@@ -71,7 +71,7 @@ def test_bad_pairs_are_refused(pair):
 
 def test_columns_of_unequal_length_are_refused():
     with pytest.raises(InvalidInput, match="2, 1, 1"):
-        TransitionRows.from_pairs(np.zeros(2, np.uint64), np.zeros(1, np.int32), np.zeros(1, np.float32))
+        SparseRows.from_pairs(np.zeros(2, np.uint64), np.zeros(1, np.int32), np.zeros(1, np.float32))
 
 
 @settings(max_examples=100, deadline=None)
@@ -92,7 +92,7 @@ def test_scores_equal_a_dense_product(pairs, history):
 @pytest.mark.parametrize("matrix", [MATRIX, from_pairs([])])
 def test_what_is_saved_comes_back_mapped_and_read_only(tmp_path, matrix):
     matrix.save(tmp_path / "transition")
-    loaded = TransitionRows.load(tmp_path / "transition")
+    loaded = SparseRows.load(tmp_path / "transition")
     for name in ("sources", "offsets", "rows", "weights"):
         ours, theirs = getattr(matrix, name), getattr(loaded, name)
         assert (ours.tolist(), ours.dtype) == (theirs.tolist(), theirs.dtype)
@@ -125,4 +125,4 @@ def test_damaged_files_are_refused(tmp_path, fault):
     MATRIX.save(tmp_path)
     break_file(tmp_path, fault)
     with pytest.raises(SnapshotError):
-        TransitionRows.load(tmp_path)
+        SparseRows.load(tmp_path)

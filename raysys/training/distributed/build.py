@@ -56,9 +56,10 @@ class _Build:
         with self._report.stage("load encoder"):
             identity: EncoderIdentity = ray.get(loading)
         self._settle(identity)
+        fitted = _fit_ridge.remote(self._plan, *counted)
         self._encode(identity)
         with self._report.stage("behaviour"):
-            ray.get(counted)
+            self._report.add(ray.get(fitted))
         finished = self._finish(identity)
         with self._report.stage("publish"):
             return finish.publish(self._plan, identity, finished, self._report.as_dict())
@@ -209,6 +210,12 @@ def _count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
 @ray.remote
 def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
     behaviour.weigh_part(plan, part)
+
+
+@ray.remote
+def _fit_ridge(plan: BuildPlan, *weighed: None) -> dict[str, int]:
+    os.nice(ENCODER_NICENESS)
+    return behaviour.fit_ridge(plan)
 
 
 @ray.remote
