@@ -7,6 +7,7 @@ process plain objects (``in_process.py``); the path is the same and so are the a
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -26,6 +27,8 @@ from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
 from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
+
+LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 
 # [dim] float32 for one text, as a query or as an item. Raises Unavailable.
 Encode = Callable[[str, Role], Awaitable[Vectors]]
@@ -183,12 +186,13 @@ class Recommender:
         taste: Tastes,
         words: Terms | None = None,
     ) -> RecallQuery:
+        counting = known.weights >= LEAST_SHARE * known.weights.max(initial=0)
         return RecallQuery(
             query=text,
             profile=taste.liked,
             said=taste.said,
-            history_keys=item_keys(known.items),
-            history_weights=known.weights,
+            history_keys=item_keys(itertools.compress(known.items, counting)),
+            history_weights=known.weights[counting],
             exclude_keys=item_keys(unwanted if request.only is None else ()),
             filter=request.filter,
             now_s=self._clock.now_s(),
