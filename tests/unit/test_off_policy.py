@@ -83,7 +83,7 @@ def error_of(found: np.ndarray, truth: float) -> float:
 def many() -> dict[str, list[PolicyValue]]:
     bandit = Bandit()
     found: dict[str, list[PolicyValue]] = {"ips": [], "snips": [], "doubly_robust": []}
-    for seed in range(600):
+    for seed in range(200):
         logged, predicted = bandit.log(seed)
         rng = np.random.default_rng(seed)
         found["ips"].append(ips(logged, rng, QUICK))
@@ -102,7 +102,7 @@ def test_estimates_centre_on_the_truth_and_intervals_hold_it_19_times_in_20(
     truth = Bandit().truth
     assert error_of(means(many[method]), truth) < 3.5
     held = [value.value.low <= truth <= value.value.high for value in many[method] if value.value]
-    assert 0.925 < np.mean(held) < 0.975
+    assert 0.89 < np.mean(held) < 0.99  # 200 logs: a standard error of .016
 
 
 def test_the_rewards_of_the_log_alone_are_far_from_the_truth() -> None:
@@ -135,7 +135,7 @@ def test_people_are_resampled_not_rows() -> None:
 def test_doubly_robust_needs_only_one_of_its_two_to_be_right() -> None:
     bandit = Bandit(n_users=400, visits=1)
     bent, saved, nonsense = [], [], []
-    for seed in range(250):
+    for seed in range(100):
         logged, exact = bandit.log(seed, model_error=0)
         rng = np.random.default_rng(seed)
         too_low = replace(logged, propensities=0.95 * logged.propensities)
