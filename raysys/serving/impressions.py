@@ -201,7 +201,7 @@ def _to_batch(answers: Sequence[_Shown]) -> pa.RecordBatch:
         "item_id": [item.item_id for item in items],
         "score": [item.score for item in items],
         "sources": _source_scores([item.sources for item in items]),
-        "propensity": pa.nulls(len(items), pa.float64()),  # every list is in the ranker's own order
+        "propensity": pa.nulls(len(items), pa.float64()),  # nothing explores yet: no place was left to chance
     }
     return pa.RecordBatch.from_pydict(columns, schema=IMPRESSION_SCHEMA)
 
