@@ -64,7 +64,7 @@ async def _same_category(snapshot: Snapshot, asked: list[str], category: dict[st
 def _data(rows: list[dict[str, str]], name: str) -> DataSet:
     """The captions as a catalogue; a single event of nobody in particular, as the job wants an event file."""
     ids = [row["video_id"] for row in rows]
-    one = Sequences.of([np.array([0])])
-    fold = Fold("validation", "nothing", one, Task(np.arange(1), one, one), FIRST_EVENT_S)
+    one, other = Sequences.of([np.array([0])]), Sequences.of([np.array([1])])
+    fold = Fold("validation", "nothing", one, Task(np.arange(1), one, other), FIRST_EVENT_S)
     table = pa.table({"item_id": ids, "title": [row["caption"] for row in rows]})
     return DataSet(name, ids, table, Split(name, "none", (fold,), (), {}))

@@ -96,15 +96,16 @@ def lastfm(folder: Path) -> DataSet:
 
 
 def industrial(folder: Path) -> DataSet:
-    """Titles and descriptions; only the rows to predict are there, so their histories are all there is to fit on."""
+    """Titles and descriptions. Only the rows to predict are there, so what their users did before is all to fit on."""
     items = json.loads((folder / "Industrial_and_Scientific.item.json").read_text(encoding="utf-8"))
     ids = list(items)
     about = {name: [item[name] or "" for item in items.values()] for name in ("title", "brand", "description")}
     texts = [text.strip("[]'\"").replace("', '", " ") for text in about["description"]]  # lists, not always well-formed
     catalogue = pa.table({"item_id": ids, "title": about["title"], "tags": _listed(about["brand"]), "text": texts})
-    folds = [_histories(folder / f"Industrial_and_Scientific.{part}.csv", ids) for part in ("valid", "test")]
-    validation, test = (Fold(part, "the histories of the same rows", fold.histories, fold, FIRST_EVENT_S + 1e6)
-                        for part, fold in zip(("validation", "test"), folds, strict=True))  # fmt: skip
+    validation, test = (
+        _rows_fold(part, folder / f"Industrial_and_Scientific.{name}.csv", ids)
+        for part, name in (("validation", "valid"), ("test", "test"))
+    )
     split = Split(folder.name, "the rows of the files", (validation,), (test,), {})
     return DataSet(folder.name, ids, catalogue, split, Labels.of([[brand] for brand in about["brand"]]))
 
@@ -141,13 +142,24 @@ def _ordered(lines: Sequence[Sequence[str]], ids: Sequence[str]) -> Cleaned:
     return clean(RawEvents(users, [item for line in lines for item in line], FIRST_EVENT_S + steps), ids)
 
 
-def _histories(path: Path, ids: Sequence[str]) -> Task:
-    """One history and one target a row; what the history holds twice counts once, and a target in it is no target."""
-    rows = _rows(path)
-    histories = [list(map(str, ast.literal_eval(row["history_item_id"]))) for row in rows]
-    kept = [(h, row["item_id"]) for h, row in zip(histories, rows, strict=True) if row["item_id"] not in h]
-    targets = Sequences.of([np.array([ids.index(target)]) for _, target in kept])
-    return Task(np.arange(len(kept)), _ordered([history for history, _ in kept], ids).sequences, targets)
+def _rows_fold(part: str, path: Path, ids: Sequence[str]) -> Fold:
+    """One history and one target a row. Fitted on the history of each user's first row.
+
+    Later histories of a user hold the targets of their earlier rows, so nothing may be fitted on those. What a history
+    holds twice counts once, and a row that asks for what its history holds is left out.
+    """
+    rows = [(row["user_id"], ast.literal_eval(row["history_item_id"]), int(row["item_id"])) for row in _rows(path)]
+    people = {user: place for place, user in enumerate(dict.fromkeys(user for user, _, _ in rows))}
+    first = dict(reversed([(user, history) for user, history, _ in rows]))
+    kept = [row for row in rows if row[2] not in row[1]]
+    histories, train = _numbered([row[1] for row in kept], ids), _numbered([first[user] for user in people], ids)
+    targets = Sequences.of([np.array([target]) for _, _, target in kept])
+    task = Task(np.array([people[user] for user, _, _ in kept]), histories, targets)
+    return Fold(part, "what its users did before their first row", train, task, FIRST_EVENT_S + 1e6)
+
+
+def _numbered(lines: Sequence[Sequence[int]], ids: Sequence[str]) -> Sequences:
+    return _ordered([list(map(str, line)) for line in lines], ids).sequences
 
 
 def _rows(path: Path, delimiter: str = ",") -> list[dict[str, Any]]:

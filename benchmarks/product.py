@@ -40,7 +40,8 @@ from raysys.types import SOURCES, Answer, Candidates, Event, Profile, RecallQuer
 
 BATCH = 256
 TEXT_SOURCES = {"query", "profile", "said", "query_words", "words"}
-BEHAVIOUR_SOURCES = {"transition"}
+BEHAVIOUR_SOURCES = {"transition", "ridge"}
+COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 
 
 @dataclass(frozen=True)

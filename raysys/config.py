@@ -139,7 +139,7 @@ class BehaviourSettings(Settings):
     ridge_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8
     ridge_penalty: Annotated[float, Field(gt=0)] = 100.0
     ridge_words: Annotated[float, Field(ge=0)] = 2.0
-    popularity_half_life_days: Annotated[float, Field(gt=0)] = 30.0
+    popularity_half_life_days: Annotated[float, Field(gt=0)] = 365.0
     event_weights: dict[str, float] = EVENT_WEIGHTS
 
 

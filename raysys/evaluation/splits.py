@@ -40,7 +40,8 @@ class Task:
 class Fold:
     """What one snapshot is fitted on, and what it is asked.
 
-    part: "validation" or "test". fitted_on: in words. train: nothing else may be looked at. now_s: when it is asked.
+    part: "validation" or "test". fitted_on: in words. train: nothing else may be looked at; the sequence of person u of
+    ``task.users`` is the u-th. now_s: when it is asked. Raises InvalidInput where a target is in train.
     """
 
     part: str
@@ -48,6 +49,13 @@ class Fold:
     train: Sequences
     task: Task
     now_s: float
+
+    def __post_init__(self) -> None:
+        asked = self.task.users[self.task.targets.owners], self.task.targets.items
+        width = 1 + int(max(self.train.items.max(initial=0), asked[1].max(initial=0)))
+        leaked = np.isin(asked[0] * width + asked[1], self.train.owners * width + self.train.items)
+        if leaked.any():
+            raise InvalidInput("fold", f"{np.count_nonzero(leaked)} targets are in what it is fitted on")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

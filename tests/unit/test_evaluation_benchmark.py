@@ -18,7 +18,7 @@ import data_sets
 from accuracy_rows import Bench, liked
 from accuracy_table import tables
 from peer_models import PeerLister, remembered
-from product import ROWS, Product, only
+from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, TEXT_SOURCES, Product, only
 from references import ease, item_knn, popular
 
 from raysys.config import EncoderSettings, RankingSettings
@@ -70,23 +70,20 @@ def test_items_without_a_title_can_be_targets_but_not_recommended(tmp_path: Path
     assert "1" not in beauty.catalogue["item_id"].to_pylist()
 
 
-def test_industrial_rows_are_histories_with_one_target(tmp_path: Path):
-    items = {
-        str(i): {"title": f"t{i}", "description": "['one', 'two']", "brand": "b", "categories": ""} for i in range(6)
-    }
+def test_industrial_is_fitted_on_nothing_that_is_asked_for(tmp_path: Path):
+    items = {str(i): {"title": f"t{i}", "description": "['one', 'two']", "brand": "b"} for i in range(6)}
     (tmp_path / "Industrial_and_Scientific.item.json").write_text(json.dumps(items))
+    asked = (("a", [0, 1, 1], 2), ("a", [0, 1, 2], 4), ("b", [3], 4), ("c", [5, 2], 2))
     for part in ("valid", "test"):
         with (tmp_path / f"Industrial_and_Scientific.{part}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["user_id", "history_item_id", "item_id"])
-            writer.writeheader()
-            writer.writerows(
-                {"user_id": u, "history_item_id": h, "item_id": t}
-                for u, h, t in (("a", "[0, 1, 1]", 2), ("b", "[3]", 4), ("c", "[5, 2]", 2))
-            )
+            writer = csv.writer(file)
+            writer.writerows([("user_id", "history_item_id", "item_id"), *asked])
     found = data_sets.industrial(tmp_path)
-    task = found.split.validation[0].task
-    assert [row.tolist() for row in task.histories] == [[0, 1], [3]]  # the third row asks for what was seen
-    assert task.targets.items.tolist() == [2, 4]
+    (fold,) = found.split.validation
+    assert [row.tolist() for row in fold.task.histories] == [[0, 1], [0, 1, 2], [3]]  # the last asks for what was seen
+    assert fold.task.targets.items.tolist() == [2, 4, 4]
+    assert fold.task.users.tolist() == [0, 0, 1]  # two rows of one person
+    assert [row.tolist() for row in fold.train] == [[0, 1], [3], [5, 2]]
     assert found.catalogue["text"][0].as_py() == "one two"
 
 
@@ -109,6 +106,12 @@ def test_only_switches_every_other_source_off():
     assert {name: getattr(found, name) for name in SOURCES if getattr(found, name)} == {
         "transition": shipped.transition
     }
+
+
+def test_every_source_is_of_one_kind():
+    """A new source must be told to the rows, or "behaviour alone" would be without it."""
+    assert set(SOURCES) == TEXT_SOURCES | BEHAVIOUR_SOURCES | COMMON_SOURCES
+    assert len(TEXT_SOURCES) + len(BEHAVIOUR_SOURCES) + len(COMMON_SOURCES) == len(SOURCES)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
@@ -156,7 +159,8 @@ def test_without_asking_for_it_no_test_item_is_looked_at(tmp_path: Path):
 
 def fold_of(rows, times_s=None, now_s=1e9):
     train = Sequences.of([np.array(row) for row in rows], times_s)
-    return Fold("validation", "train", train, Task(np.arange(len(rows)), train, train), now_s)
+    targets = Sequences.of([np.array([99])] * len(rows))
+    return Fold("validation", "train", train, Task(np.arange(len(rows)), train, targets), now_s)
 
 
 def test_popular_in_the_last_days_forgets_what_was():

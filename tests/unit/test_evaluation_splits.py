@@ -1,5 +1,7 @@
 """Splits and cleaning: nothing of what is predicted is ever fitted on, and every kind of bad input has its count."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -167,6 +169,13 @@ def test_new_items_leave_no_trace_but_as_targets():
     assert rows_of(cold.task.targets) == rows_of(fold.task.targets)
     with pytest.raises(InvalidInput, match="a set: 0 of 3 targets are new"):
         without_items(fold, np.zeros(4, dtype=bool), "a set")
+
+
+def test_a_fold_that_is_fitted_on_what_it_asks_for_is_refused():
+    fold = leave_last_out(sequences([1, 2, 3], [4, 5, 6]), "a set").validation[0]
+    with pytest.raises(InvalidInput, match="fold: 1 targets are in what it is fitted on"):
+        replace(fold, train=sequences([1, 2], [4]))
+    replace(fold, train=sequences([1, 5], [4, 2]))  # what others met may be asked for
 
 
 def test_histories_are_shortened_to_their_last_events():
