@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysys.data import events, readers
+from raysys.index.shard_files import rows_of
 from raysys.keys import item_keys
 from raysys.profile.fold import event_weight
 from raysys.training import changes, popularity, ridge, transition, words
@@ -171,8 +172,8 @@ def _histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDA
     for part in range(plan.n_shards):
         liked = _liked(plan, part)
         if liked is not None:
-            at = np.minimum(np.searchsorted(items, liked.item), len(items) - 1)
-            known = items[at] == liked.item
+            at = rows_of(items, liked.item)
+            known = at >= 0
             order = np.lexsort((liked.time_s[known], liked.user[known]))
             yield liked.user[known][order], at[known][order]
 

@@ -43,7 +43,7 @@ def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tup
         behaviour.relative_popularity(behaviour.item_counts(plan), keys),
         _leading_to(keys, behaviour.shard_weights(plan, number)),
         _leading_to(keys, behaviour.shard_ridge(plan, number)),
-        words.shard_words(plan, number, len(items)),
+        words.shard_words(plan, number, len(items), words.vocabulary(plan)),
         index,
     )
     record = ShardRecord(

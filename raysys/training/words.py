@@ -53,7 +53,7 @@ def matrix(plan: BuildPlan, keys: Keys) -> sp.csr_array:
     rows, columns, weights = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for path in _files(plan, "settled"):
         settled = pq.read_table(path, columns=["item_key"])["item_key"].to_numpy()
-        mine = shard_words(plan, int(path.stem), len(settled))
+        mine = shard_words(plan, int(path.stem), len(settled), known)
         row = np.repeat(rows_of(keys, settled), np.diff(mine.offsets))
         wanted = row >= 0
         rows.append(row[wanted])
@@ -63,14 +63,14 @@ def matrix(plan: BuildPlan, keys: Keys) -> sp.csr_array:
     return sp.csr_array((np.concatenate(weights), places), shape=(len(keys), len(known.terms)))
 
 
-def shard_words(plan: BuildPlan, number: int, n_rows: int) -> WordRows:
-    """The weighed terms of one shard."""
+def shard_words(plan: BuildPlan, number: int, n_rows: int, known: Vocabulary) -> WordRows:
+    """The terms of one shard, weighed by those of all items."""
     path = plan.staged("words") / f"{number:05d}.parquet"
     if not path.is_file():  # no item fell into this shard
         return WordRows.empty(n_rows)
     table = pq.read_table(path)
     rows, terms, counts = (table[name].to_numpy() for name in ("row", "term", "count"))
-    return WordRows.build(n_rows, rows, terms, counts, vocabulary(plan))
+    return WordRows.build(n_rows, rows, terms, counts, known)
 
 
 def _files(plan: BuildPlan, folder: str) -> list[Path]:
