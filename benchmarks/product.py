@@ -54,7 +54,7 @@ class Row:
 
 def only(sources: set[str]) -> RankingSettings:
     """The weights that ship, of these sources; those of all others are 0."""
-    return RankingSettings(**{name: 0.0 for name in SOURCES if name not in sources})
+    return RankingSettings(learned=False, **{name: 0.0 for name in SOURCES if name not in sources})
 
 
 ROWS = {
@@ -62,6 +62,7 @@ ROWS = {
     "popularity": Row(only({"popular"}), seen_only=True),
     "behaviour alone": Row(only(BEHAVIOUR_SOURCES)),
     "text alone": Row(only(TEXT_SOURCES)),
+    "not learned": Row(RankingSettings(learned=False)),
     "the default": Row(RankingSettings()),
 }
 
@@ -110,7 +111,9 @@ class Snapshot:
     def recommender(self, recall: Recall, ranking: RankingSettings, profile: ProfileSettings) -> Recommender:
         k = ServeSettings().candidates_per_source
         lookup = Lookup(self.catalogue, NothingLive())
-        return Recommender(lookup, self.encoder.encode, recall, LocalRanker(ranking), profile, k, self.clock)
+        return Recommender(
+            lookup, self.encoder.encode, recall, LocalRanker(ranking, self.catalogue.folder), profile, k, self.clock
+        )
 
 
 class GatheredRecall:

@@ -143,6 +143,15 @@ class BehaviourSettings(Settings):
     event_weights: dict[str, float] = EVENT_WEIGHTS
 
 
+class LearningSettings(Settings):
+    """The ranking is learned from what people did last (``training.learn``).
+
+    people: ask so many at most; 0 = learn nothing, and rank by the weights of the settings.
+    """
+
+    people: Annotated[int, Field(ge=0)] = 8_000
+
+
 class WorkerSettings(Settings):
     """What the job may use. ``encoders``: None = one an accelerator, or one a core."""
 
@@ -163,6 +172,7 @@ class BuildSettings(Settings):
     encoder: EncoderSettings = EncoderSettings()
     index: IndexSettings = IndexSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
+    learning: LearningSettings = LearningSettings()
     workers: WorkerSettings = WorkerSettings()
 
 
@@ -213,6 +223,9 @@ class ProfileSettings(Settings):
 class RankingSettings(Settings):
     """Weights of the sources in the final score, and the rules of the list as a whole (``ranking.rerank``).
 
+    ``learned``: rank as the snapshot has learned to (``ranking.learned``); the weights here are for snapshots that have
+    not, and for false.
+
     The rules are for recommendations, and a request may ask for others. ``diversity``: 0 = off, up to 1;
     ``diversity_method``: by the nearest neighbour in the list (MMR) or by the whole of it (DPP). ``caps``: field -> the
     most items of one value. ``one_per``: a field, such as a series, of whose values each comes once. ``calibration``:
@@ -221,6 +234,7 @@ class RankingSettings(Settings):
     ``rerank_candidates``: the best that the rules choose from; twice the limit where that is more.
     """
 
+    learned: bool = True
     query: float = 1.0
     profile: float = 0.015
     said: float = 0.5

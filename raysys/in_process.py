@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from raysys.config import RankingSettings
 from raysys.encoder.protocol import Encoder, Role
 from raysys.index.catalogue import Catalogue
-from raysys.ranking.linear import LinearRanker
+from raysys.ranking.learned import open_ranker
 from raysys.recall.shard import Shard
 from raysys.types import Candidates, RecallQuery, Vectors
 
@@ -36,10 +36,10 @@ class LocalRecall:
 
 
 class LocalRanker:
-    """The ranker as a plain call."""
+    """The ranker as a plain call. snapshot: the folder of the one whose ranking may be used; None = none."""
 
-    def __init__(self, settings: RankingSettings) -> None:
-        self._ranker = LinearRanker(settings)
+    def __init__(self, settings: RankingSettings, snapshot: Path | None = None) -> None:
+        self._ranker = open_ranker(settings, snapshot)
 
     async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._ranker.score([scores])[0]

@@ -110,6 +110,14 @@ class Recommender:
         reasons = ("cold_start",) if unknown else ()
         return self._answer(request, items, candidates, trace, profile.version, reasons, arranged.unmet)
 
+    async def candidates(self, request: Request, profile: Profile) -> Candidates:
+        """What recall finds for this person, scored by every source and not ranked."""
+        trace = Trace(self._clock)
+        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
+        taste = await self._taste(request, profile, known, trace)
+        query = self._recall_query(request, known, _unwanted(request, profile, known), None, taste)
+        return (await self._recall(query, (), trace))[0]
+
     async def search(self, request: Request) -> Answer:
         """The items whose vectors are nearest to the query text, or to the mean of the ``positive`` items.
 

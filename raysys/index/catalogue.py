@@ -41,6 +41,7 @@ class Catalogue:
     """The items of one snapshot."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         self.contrast = Contrast.load(folder) if self.manifest.has_contrast else None
         self.shards = [
@@ -69,13 +70,22 @@ class Catalogue:
 
     def find(self, item_ids: Sequence[str]) -> Found:
         """Locate items by id."""
-        keys = item_keys(item_ids)
+        return self.find_keys(item_keys(item_ids))
+
+    def find_keys(self, keys: Keys) -> Found:
+        """Locate items by key."""
         shard = (keys % np.uint64(len(self.shards))).astype(np.int64)
         row = np.full(len(keys), -1, dtype=np.int64)
         for number in np.flatnonzero(np.bincount(shard, minlength=1)):
             mine = shard == number
             row[mine] = rows_of(self.shards[number].keys, keys[mine])
         return Found(keys, shard, row)
+
+    def ids_of(self, keys: Keys) -> list[str | None]:
+        """The id of each item by its key; None where the snapshot does not hold it."""
+        found = self.find_keys(keys)
+        pairs = zip(found.shard.tolist(), found.row.tolist(), strict=True)
+        return [self.item_id(shard, row) if row >= 0 else None for shard, row in pairs]
 
     def vectors(self, found: Found) -> Vectors:
         """[n_known, dim] float32, the vectors of the known items, in their order."""

@@ -35,6 +35,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of the snapshot in this folder, last of all its files: from now on it exists."""
+    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+
+
 class SnapshotStore:
     """Snapshots under one root folder."""
 
@@ -54,11 +59,6 @@ class SnapshotStore:
         if not snapshot_id or not all(c.isalnum() or c == "-" for c in snapshot_id):
             raise SnapshotError(f"{snapshot_id!r} is not a snapshot id")
         return self.root / "snapshots" / snapshot_id
-
-    def finish(self, manifest: Manifest) -> None:
-        """Write the manifest, last of all files: from now on the snapshot exists."""
-        folder = self.folder(manifest.snapshot_id)
-        write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
 
     def publish(self, snapshot_id: str) -> None:
         """Verify every file of the snapshot, then move the pointer to it. Raises SnapshotError, pointer unmoved."""

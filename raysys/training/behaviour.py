@@ -7,7 +7,6 @@ strongest are kept; and each shard reads the weights that lead to its own items.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from raysys.data import events, readers
 from raysys.index.shard_files import rows_of
 from raysys.keys import item_keys
 from raysys.profile.fold import event_weight
-from raysys.training import changes, popularity, ridge, transition, words
+from raysys.training import changes, log, popularity, ridge, transition, words
 from raysys.training.items import by_code, write_rejects
 from raysys.training.plan import BuildPlan
 from raysys.types import Keys
@@ -66,11 +65,13 @@ def _write_by_user(plan: BuildPlan, number: int, table: pa.Table) -> float:
         "item": _hashed(table["item_id"]),
         "timestamp_s": table["timestamp_s"].to_numpy(),
         "weight": _weights(table, plan.settings.behaviour.event_weights),
+        "kind": table["kind"].combine_chunks().dictionary_encode(),
+        "value": table["value"].combine_chunks(),
     }
     part = columns["user"] % np.uint64(plan.n_shards)
     for p in np.unique(part):
-        mine = {name: pa.array(values[part == p]) for name, values in columns.items()}
-        pq.write_table(pa.table(mine), plan.staged("events", f"{p:05d}") / f"{number:06d}.parquet")
+        mine = pa.table(columns).filter(pa.array(part == p))
+        pq.write_table(mine, plan.staged("events", f"{p:05d}") / f"{number:06d}.parquet")
     return float(columns["timestamp_s"].max())
 
 
@@ -86,32 +87,9 @@ def _weights(table: pa.Table, weights: dict[str, float]) -> NDArray[np.float32]:
     return np.array([event_weight(kind, value, weights) for kind, value in pairs], dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Liked:
-    """What some users liked, an entry an event. user, item: uint64 keys. time_s, weight: float."""
-
-    user: Keys
-    item: Keys
-    time_s: NDArray[np.float64]
-    weight: NDArray[np.float32]
-
-
-def _liked(plan: BuildPlan, part: int) -> _Liked | None:
-    """The events of weight > 0 of one part of the users; an event counts once, however often it comes."""
-    files = sorted(plan.staged("events", f"{part:05d}").glob("*.parquet"))
-    if not files:
-        return None
-    table = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
-    _, once = np.unique(table["event"].to_numpy(), return_index=True)
-    table = table.take(np.sort(once))
-    user, item, time_s, weight = (table[name].to_numpy() for name in ("user", "item", "timestamp_s", "weight"))
-    liked = weight > 0
-    return _Liked(user[liked], item[liked], time_s[liked], weight[liked])
-
-
 def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
     """Count items and item pairs in the events of one part of the users; write pair counts by source."""
-    liked = _liked(plan, part)
+    liked = log.liked(plan, part)
     if liked is None:
         return
     settings = plan.settings.behaviour
@@ -170,7 +148,7 @@ def _met_twice(plan: BuildPlan) -> Keys:
 def _histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDArray[np.intp]]]:
     """For each part of the users, what they liked of these items, as users and positions: by user, oldest first."""
     for part in range(plan.n_shards):
-        liked = _liked(plan, part)
+        liked = log.liked(plan, part)
         if liked is not None:
             at = rows_of(items, liked.item)
             known = at >= 0
@@ -210,9 +188,9 @@ def _cut(keys: Keys, n: int) -> list[tuple[str, NDArray[np.bool_]]]:
 
 def _write(plan: BuildPlan, folder: tuple[str, ...], name: str, **arrays: NDArray[Any]) -> None:
     table = pa.table({column: pa.array(values) for column, values in arrays.items()})
-    pq.write_table(table, plan.staged(*folder) / f"{name}.parquet")
+    pq.write_table(table, plan.fitted(*folder) / f"{name}.parquet")
 
 
 def _read(plan: BuildPlan, folder: tuple[str, ...]) -> list[list[NDArray[Any]]]:
-    tables = [pq.read_table(path, partitioning=None) for path in sorted(plan.staged(*folder).glob("*.parquet"))]
+    tables = [pq.read_table(path, partitioning=None) for path in sorted(plan.fitted(*folder).glob("*.parquet"))]
     return [[column.to_numpy() for column in table.columns] for table in tables]

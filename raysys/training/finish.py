@@ -19,7 +19,7 @@ from raysys.index.contrast import Contrast, Moments
 from raysys.index.manifest import Manifest, ShardRecord, file_record, writers
 from raysys.index.shard_files import rows_of, write_shard
 from raysys.index.sparse_rows import SparseRows
-from raysys.index.store import SnapshotStore
+from raysys.index.store import SnapshotStore, write_manifest
 from raysys.keys import item_keys
 from raysys.training import behaviour, words
 from raysys.training.items import reject_rows
@@ -99,7 +99,19 @@ def publish(
     finished: Sequence[tuple[ShardRecord, Moments]],
     report: dict[str, Any],
 ) -> Manifest:
-    """Write what belongs to the whole, then the manifest, then move the pointer. Raises CatalogError for no items."""
+    """``seal``, then move the pointer."""
+    manifest = seal(plan, identity, finished, report)
+    SnapshotStore(plan.settings.index.root).publish(plan.snapshot_id)
+    return manifest
+
+
+def seal(
+    plan: BuildPlan,
+    identity: EncoderIdentity,
+    finished: Sequence[tuple[ShardRecord, Moments]],
+    report: dict[str, Any],
+) -> Manifest:
+    """Write what belongs to the whole, then the manifest: it is finished. Raises CatalogError for no items."""
     shards = [record for record, _ in finished]
     n_items = sum(shard.n_items for shard in shards)
     if not n_items:
@@ -131,9 +143,7 @@ def publish(
         change_store=plan.change_store,
         written_by=writers(),
     )
-    store = SnapshotStore(plan.settings.index.root)
-    store.finish(manifest)
-    store.publish(plan.snapshot_id)
+    write_manifest(plan.snapshot, manifest)
     return manifest
 
 

@@ -3,9 +3,11 @@
 from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
+from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.manifest import Manifest
-from raysys.training import behaviour, finish, items
-from raysys.training.plan import planned
+from raysys.training import behaviour, finish, items, learn, log
+from raysys.training.held_out import HeldOut
+from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 
 
@@ -22,15 +24,32 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
             report.add_staged(counts, "events_")
         latest_s = max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
         parts = range(plan.n_shards)
-        for part in parts:
-            behaviour.count_part(plan, part, latest_s)
-        for part in parts:
-            behaviour.weigh_part(plan, part)
         encoder = build_encoder(settings.encoder)
         for part in parts:
             report.add(items.settle_shard(plan, part, encoder.identity))
-        report.add(behaviour.fit_ridge(plan))
+        report.add(_fit(plan, latest_s))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))
         finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
+        held_out = log.hold_out(plan, latest_s)
+        if held_out is not None:
+            _learn(plan, held_out, encoder.identity, report)
         return finish.publish(plan, encoder.identity, finished, report.as_dict())
+
+
+def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:
+    """Every behaviour model, on the events up to now. Returns what ``behaviour.fit_ridge`` does."""
+    for part in range(plan.n_shards):
+        behaviour.count_part(plan, part, now_s)
+    for part in range(plan.n_shards):
+        behaviour.weigh_part(plan, part)
+    return behaviour.fit_ridge(plan)
+
+
+def _learn(plan: BuildPlan, held_out: HeldOut, identity: EncoderIdentity, report: Report) -> None:
+    """The ranking, from a snapshot of the same items that is fitted without what is held out."""
+    earlier = plan.without(held_out)
+    _fit(earlier, held_out.now_s)
+    finished = [finish.finish_shard(earlier, part, identity) for part in range(plan.n_shards)]
+    finish.seal(earlier, identity, finished, report.as_dict())
+    report.learned = learn.save(learn.learn(earlier), plan)

@@ -16,6 +16,7 @@ from raysys.encoder.vectors import EmbeddingStore
 from raysys.errors import CatalogError
 from raysys.index.store import SnapshotStore
 from raysys.training import changes
+from raysys.training.held_out import HeldOut
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BuildPlan:
     """Everything a stage needs; small, and the same on every worker. All paths are seen by every node.
 
     change_sequence: live changes up to this one are in the staging folder, 0 = none. change_store: the identity of
-    their store.
+    their store. held_out: what behaviour is fitted without; None = on all events.
     """
 
     settings: BuildSettings
@@ -44,6 +45,11 @@ class BuildPlan:
     staging: Path
     change_sequence: int = 0
     change_store: str = ""
+    held_out: HeldOut | None = None
+
+    def without(self, held_out: HeldOut) -> "BuildPlan":
+        """The same items, fitted without these events; for the job itself, in its staging folder."""
+        return replace(self, held_out=held_out, snapshot=self.staged("without_held_out"))
 
     @property
     def n_shards(self) -> int:
@@ -58,6 +64,10 @@ class BuildPlan:
         folder = self.staging.joinpath(*parts)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def fitted(self, *parts: str) -> Path:
+        """A folder for what is fitted on the events, apart for what is fitted without those held out."""
+        return self.staged("fitted" if self.held_out is None else "fitted_without_held_out", *parts)
 
     def embeddings(self, identity: EncoderIdentity) -> EmbeddingStore:
         """The vectors that this and earlier builds have made with this encoder."""

@@ -19,6 +19,7 @@ class Report:
         self.stages_s: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
+        self.learned: Mapping[str, Any] = {}  # the report on the ranking
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -46,6 +47,7 @@ class Report:
         return {
             **self.counts,
             "rejected": dict(self.rejected),
+            "ranking": dict(self.learned),
             "stages_s": self.stages_s,
             "total_s": round(self._clock.monotonic_s() - self._start_s, 3),
             "texts_per_s": round(texts / encode_s, 1) if texts >= MIN_TEXTS_FOR_SPEED and encode_s > 0 else None,
@@ -76,6 +78,7 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
             f"no ridge regression: {get('ridge_too_many'):,} items were met twice or more, and behaviour.ridge_items "
             "allows fewer"
         )
+    yield from _ranking(report.get("ranking", {}))
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"
@@ -84,3 +87,12 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
         yield f"  fewer items than shards: {n_shards - get('items', 0)} shard(s) or more are empty"
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["stages_s"].items())
     yield f"seconds: {stages}; {report['total_s']:.1f} s in all"
+
+
+def _ranking(learned: Mapping[str, Any]) -> Iterable[str]:
+    if learned:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in learned["ndcg@10"].items())
+        yield (
+            f"ranking by {learned['chosen']}: NDCG@10 of {figures}; "
+            f"of {learned['people']:,} people, by what was learned from others"
+        )

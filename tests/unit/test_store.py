@@ -11,7 +11,7 @@ from raysys.encoder.hashing import HashEncoder
 from raysys.errors import SnapshotError, SnapshotMismatch
 from raysys.index.catalogue import Catalogue
 from raysys.index.manifest import FORMAT_VERSION, MANIFEST, Manifest, file_record, read_manifest, verify_files
-from raysys.index.store import POINTER, SnapshotStore, write_atomically
+from raysys.index.store import POINTER, SnapshotStore, write_atomically, write_manifest
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_half_built_snapshot_cannot_be_published_listed_or_opened(store: Snaps
 def test_the_manifest_makes_a_snapshot_exist(store: SnapshotStore) -> None:
     manifest = store.manifest(store.current_id())
     new, folder = store.create(NOW_S + 60)
-    store.finish(manifest.model_copy(update={"snapshot_id": new, "files": {}}))
+    write_manifest(store.folder(new), manifest.model_copy(update={"snapshot_id": new, "files": {}}))
     assert store.list() == [manifest.snapshot_id, new]
     assert store.manifest(new).n_items == manifest.n_items
     assert [path.name for path in folder.iterdir()] == [MANIFEST]  # no temporary file stays behind

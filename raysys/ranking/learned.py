@@ -1,0 +1,86 @@
+"""A ranking that was learned for one catalogue (``training.learn``): weights for the sources, then trees.
+
+    score = w . s + gain * T(s, w . s)        s: the scores of the sources
+
+The weights find what is worth looking at; the trees, which see how the sources agree, order the best of it. Where w . s
+is below ``floor`` the trees are not asked and count as their least, so nothing overtakes from there.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from raysys.config import RankingSettings, Settings
+from raysys.errors import SnapshotError
+from raysys.ranking.linear import LinearRanker
+from raysys.ranking.trees import Trees
+from raysys.types import SOURCES
+
+FILE = "ranking.json"
+
+Scores = NDArray[np.float32]
+
+
+class LearnedRanking(Settings):
+    """What was learned, as it stands in a snapshot.
+
+    weights: by source; those of the settings for what could not be learned. columns: the sources that the trees look
+    at, in this order, and the weighted sum behind them. trees: nested, as in ``Trees.of``. report: how it was learned.
+    """
+
+    weights: dict[str, float]
+    columns: tuple[str, ...] = ()
+    trees: tuple[dict[str, Any], ...] = ()
+    gain: float = 0.0
+    floor: float = 0.0
+    report: Mapping[str, Any] = {}
+
+    def save(self, folder: Path) -> None:
+        """Write it among the files of a snapshot."""
+        (folder / FILE).write_text(self.model_dump_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "LearnedRanking | None":
+        """That of the snapshot in this folder; None where it has none. Raises SnapshotError for a damaged one."""
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise SnapshotError(
+                f"{path} cannot be read: {error.errors()[0]['msg']}; build the snapshot again"
+            ) from error
+
+
+class LearnedRanker:
+    """Scores candidates by a learned ranking, each for itself."""
+
+    def __init__(self, learned: LearnedRanking) -> None:
+        self._weights = np.array([learned.weights.get(name, 0.0) for name in SOURCES], dtype=np.float32)
+        self._columns = np.array([SOURCES.index(name) for name in learned.columns], dtype=np.intp)
+        self._trees, self._gain, self._floor = Trees.of(learned.trees), learned.gain, learned.floor
+
+    def score(self, batches: Sequence[Scores]) -> list[Scores]:
+        """One [n] float32 for each [n, len(SOURCES)] float32 of source scores. Higher is better."""
+        return [self._score(batch) for batch in batches]
+
+    def _score(self, batch: Scores) -> Scores:
+        weighed: Scores = batch @ self._weights
+        if not len(self._trees):
+            return weighed
+        seen = np.flatnonzero(weighed >= self._floor)
+        grown = np.full(len(weighed), self._trees.least)
+        grown[seen] = self._trees.score(np.column_stack([batch[np.ix_(seen, self._columns)], weighed[seen]]))
+        total: Scores = (weighed + self._gain * grown).astype(np.float32)
+        return total
+
+
+def open_ranker(settings: RankingSettings, snapshot: Path | None) -> LinearRanker | LearnedRanker:
+    """The ranker that these settings ask for, over the snapshot in this folder; None = without one."""
+    learned = LearnedRanking.load(snapshot) if settings.learned and snapshot is not None else None
+    return LinearRanker(settings) if learned is None else LearnedRanker(learned)
