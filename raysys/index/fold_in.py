@@ -7,12 +7,13 @@ a pair that was not observed and p the penalty, the vector x of a person is wher
 
     sum_i w_i (x.y_i - 1)^2  +  a sum_j (x.y_j)^2  +  p (sum_i w_i + a n) |x|^2
 
-The second sum needs only Y'Y, which is diagonal here: the vectors are laid along its principal axes, which changes no
-product. So what does not depend on the history is one number an axis, ``floor`` = a (diagonal of Y'Y + p n).
+The second sum needs only Y'Y, which is diagonal here: the items are laid along its principal axes. So what does not
+depend on the history is one number an axis, ``floor`` = a (diagonal of Y'Y + p n).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -23,6 +24,8 @@ from raysys.types import Vectors
 
 _FILE = "fold-in.json"
 BLOCK_ENTRIES = 1 << 16  # items of histories that are worked on at a time: 32 MiB at 64 dimensions
+
+_Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,8 @@ class FoldIn:
         roots = np.sqrt(weights, dtype=np.float64)
         costs = self.floor + self.penalty * weights.sum(axis=1, dtype=np.float64)[:, None]
         solve = _solve_by_item if vectors.shape[1] < vectors.shape[2] else _solve_by_axis
-        return solve(vectors, roots, costs).astype(np.float32)
+        solved: Vectors = solve(vectors, roots, costs)[:, :, 0].astype(np.float32)
+        return solved
 
     def save(self, folder: Path) -> None:
         """Write one file of JSON, which keeps every bit of the numbers."""
@@ -65,23 +69,21 @@ class FoldIn:
             raise SnapshotError(f"{path} cannot be opened: {error}; build the snapshot again") from error
 
 
-def _solve_by_item(vectors: Vectors, roots: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A system of the size of the history, where that is the smaller one (the matrix inversion lemma)."""
+def _solve_by_item(vectors: Vectors, roots: _Floats, costs: _Floats) -> _Floats:
+    """[m, dim, 1]: a system of the size of the history, where that is the smaller one (the matrix inversion lemma)."""
     scaled = vectors * roots[:, :, None]
     across = (scaled / costs[:, None, :]).transpose(0, 2, 1)
     parts = np.linalg.solve(scaled @ across + np.eye(vectors.shape[1]), roots[:, :, None])
-    solved: NDArray[np.float64] = (across @ parts)[:, :, 0]
-    return solved
+    return across @ parts
 
 
-def _solve_by_axis(vectors: Vectors, roots: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
-    system: NDArray[np.float64] = costs[:, :, None] * np.eye(vectors.shape[2])
-    right: NDArray[np.float64] = np.zeros((*costs.shape, 1))
+def _solve_by_axis(vectors: Vectors, roots: _Floats, costs: _Floats) -> _Floats:
+    system: _Floats = costs[:, :, None] * np.eye(vectors.shape[2])
+    right: _Floats = np.zeros((*costs.shape, 1))
     for at in range(0, vectors.shape[1], BLOCK_ENTRIES):  # an item may have been met by millions
         some = roots[:, at : at + BLOCK_ENTRIES, None]
         scaled = vectors[:, at : at + BLOCK_ENTRIES].astype(np.float64) * some
         across = scaled.transpose(0, 2, 1)
         system += across @ scaled
         right += across @ some
-    solved: NDArray[np.float64] = np.linalg.solve(system, right)[:, :, 0]
-    return solved
+    return np.linalg.solve(system, right)

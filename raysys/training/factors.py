@@ -1,8 +1,8 @@
 """Items and people as vectors whose products say who likes what: implicit matrix factorisation, by blocks.
 
 The formula is in ``index.fold_in``. People and items are solved in turn, each side from the vectors of the other: a row
-needs nothing of the other rows of its side, so that a side is cut into blocks as one likes. Between two turns the side
-that was solved is laid along its principal axes, which changes no product of the two sides and leaves Y'Y a diagonal.
+needs nothing of the other rows of its side, so that a side is cut into blocks as one likes. Before the other side is
+solved from it, a side is laid along its principal axes: its products with itself stay, and Y'Y becomes a diagonal.
 """
 
 import math
@@ -71,11 +71,11 @@ def solve_rows(likes: sp.csr_array, others: Vectors, fold_in: FoldIn) -> Vectors
     return solved
 
 
-def fit(likes: sp.csr_array, dim: int, iterations: int, unobserved: float, penalty: float) -> tuple[Side, Side]:
-    """(people, items) of the weights, [n_people, n_items] above 0, in one process."""
+def fit(likes: sp.csr_array, dim: int, iterations: int, unobserved: float, penalty: float) -> Side:
+    """The items, from the weights, [n_people, n_items] above 0, in one process. People are solved from them."""
     by_item = likes.T.tocsr()
     items = start(likes.shape[1], dim)
     for _ in range(iterations):
         people = along_axes(solve_rows(likes, items.vectors, items.fold_in(unobserved, penalty)))
         items = along_axes(solve_rows(by_item, people.vectors, people.fold_in(unobserved, penalty)))
-    return people, items
+    return items
