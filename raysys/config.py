@@ -124,11 +124,13 @@ class IndexSettings(Settings):
 
 
 class BehaviourSettings(Settings):
-    """What is counted and fitted on events: transitions, ridge regression, popularity with decay (formulas in
+    """What is counted and fitted on events: transitions, ridge regression, factors, popularity with decay (formulas in
     ``training``).
 
     ``ridge_items``: with more items that were met at least twice the regression is left out, as one task needs some
-    8 bytes for each pair of them; 0 = never.
+    8 bytes for each pair of them; 0 = never. ``factors``: whether people and items become vectors whose products say
+    who likes what; ``auto`` = where the regression is left out. ``factors_unobserved``: the weight of a pair that
+    nobody saw, beside 1 of a view.
     """
 
     window: PositiveInt = 50
@@ -139,6 +141,11 @@ class BehaviourSettings(Settings):
     ridge_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8
     ridge_penalty: Annotated[float, Field(gt=0)] = 100.0
     ridge_words: Annotated[float, Field(ge=0)] = 2.0
+    factors: Literal["auto", "always", "never"] = "auto"
+    factors_dim: PositiveInt = 64
+    factors_iterations: PositiveInt = 12
+    factors_unobserved: Annotated[float, Field(gt=0)] = 0.01
+    factors_penalty: Annotated[float, Field(gt=0)] = 0.01
     popularity_half_life_days: Annotated[float, Field(gt=0)] = 365.0
     event_weights: dict[str, float] = EVENT_WEIGHTS
 
@@ -242,6 +249,7 @@ class RankingSettings(Settings):
     words: float = 0.01
     transition: float = 0.6
     ridge: float = 1.0
+    factors: float = 0.015
     trending: float = 0.05
     fresh: float = 0.02
     popular: float = 0.002

@@ -1,7 +1,8 @@
 """What a person is after, as vectors: arithmetic over vectors that exist already, of their items and of their words."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ _NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tastes:
     """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. words: the terms of what
-    they like. None where there is none.
+    they like. None where there is none. placed: as in ``RecallQuery``.
 
     is_final: all that they said is encoded; what is not is left out.
     """
@@ -28,6 +29,7 @@ class Tastes:
     liked: Vectors | None = None
     said: Vectors | None = None
     words: Terms | None = None
+    placed: Mapping[int, Vectors] = field(default_factory=dict)
     is_final: bool = True
 
 
@@ -69,7 +71,19 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
     wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
-    return Tastes(liked, _stack(wanted), await _words(known, lookup), is_final=len(said) == len(known.sayings))
+    words, placed = await _words(known, lookup), _placed(known, lookup)
+    return Tastes(liked, _stack(wanted), words, placed, is_final=len(said) == len(known.sayings))
+
+
+def _placed(known: Seeds, lookup: Lookup) -> dict[int, Vectors]:
+    """Where each behaviour model with vectors places the person: by the liked items that it knows."""
+    if not (known.items and lookup.catalogue.models):
+        return {}
+    found = lookup.catalogue.find(known.items)
+    weights = known.weights[found.known]
+    models = lookup.catalogue.models.items()
+    people = {source: model.person(lookup.catalogue.placed(found, source), weights) for source, model in models}
+    return {source: vector for source, vector in people.items() if vector is not None}
 
 
 async def _words(known: Seeds, lookup: Lookup) -> Terms | None:

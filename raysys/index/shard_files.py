@@ -6,8 +6,10 @@ Rows are sorted by item key, so a key is found by binary search and two builds o
     vectors.npy       [n, dim] float32                       popularity.npy  [n] float32 in 0..1
     index.faiss       the vector index                       transition/, ridge/   behaviour that leads to these rows
                                                              words/          the terms of the items
+                                                             spaces/         vectors of behaviour models, [n, d] float32
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from raysys.index.filters import Attributes
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.vector_index import VectorIndex
 from raysys.index.words import Vocabulary, WordRows
-from raysys.types import Keys, Vectors
+from raysys.types import SOURCES, SPACES, Keys, Vectors
 
 
 def write_shard(
@@ -35,9 +37,13 @@ def write_shard(
     transition: SparseRows,
     ridge: SparseRows,
     words: WordRows,
+    spaces: Mapping[str, Vectors],
     index: VectorIndex,
 ) -> None:
-    """Write all files of a shard into a fresh folder. All inputs are in row order: sorted by key."""
+    """Write all files of a shard into a fresh folder. All inputs are in row order: sorted by key.
+
+    spaces: by the name of their source, as ``ShardFiles.spaces``.
+    """
     folder.mkdir(parents=True)
     with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
         writer.write_table(items)
@@ -47,6 +53,9 @@ def write_shard(
     transition.save(folder / "transition")
     ridge.save(folder / "ridge")
     words.save(folder / "words")
+    for name, placed in spaces.items():
+        (folder / "spaces").mkdir(exist_ok=True)
+        save_array(folder / "spaces" / f"{name}.npy", placed)
     index.save(folder / "index.faiss")
 
 
@@ -106,6 +115,15 @@ class ShardFiles:
         """Without a weight where the snapshot has none: many items, or written before there was this model."""
         folder = self.folder / "ridge"
         return SparseRows.load(folder) if folder.is_dir() else SparseRows.empty()
+
+    @cached_property
+    def spaces(self) -> dict[int, Vectors]:
+        """One of ``types.SPACES`` -> the vectors of the items in it, zero for those that its model does not know.
+
+        Only those that the snapshot has.
+        """
+        paths = {source: self.folder / "spaces" / f"{SOURCES[source]}.npy" for source in SPACES}
+        return {source: open_array(path) for source, path in paths.items() if path.is_file()}
 
     @cached_property
     def words(self) -> WordRows:

@@ -96,22 +96,22 @@ def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
     counts = popularity.count_items(
         liked.item, liked.time_s, liked.weight, latest_s, settings.popularity_half_life_days
     )
-    _write(plan, ("item_counts",), f"{part:05d}", keys=counts.keys, count=counts.count, popularity=counts.popularity)
+    write(plan, ("item_counts",), f"{part:05d}", keys=counts.keys, count=counts.count, popularity=counts.popularity)
     pairs = transition.count_pairs(liked.user, liked.item, liked.time_s, settings.window, settings.reverse)
-    for p, mine in _cut(pairs.source, plan.n_shards):
+    for p, mine in cut(pairs.source, plan.n_shards):
         taken = pairs.take(mine)
-        _write(plan, ("pairs", p), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
+        write(plan, ("pairs", p), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
 
 
 def weigh_part(plan: BuildPlan, part: int) -> None:
     """The weights of all pairs whose source falls in this part, the strongest of each source; written by shard."""
     counts = item_counts(plan)
-    pairs = transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("pairs", f"{part:05d}"))])
+    pairs = transition.merge([transition.PairCounts(*arrays) for arrays in read(plan, ("pairs", f"{part:05d}"))])
     weights = transition.normalise(pairs, (counts.keys, counts.count), plan.settings.behaviour.shrink)
     weights = transition.prune(weights, plan.settings.behaviour.targets_per_item)
-    for shard, mine in _cut(weights.target, plan.n_shards):
+    for shard, mine in cut(weights.target, plan.n_shards):
         taken = weights.take(mine)
-        _write(plan, ("weights", shard), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
+        write(plan, ("weights", shard), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
 
 
 def fit_ridge(plan: BuildPlan) -> dict[str, int]:
@@ -120,7 +120,7 @@ def fit_ridge(plan: BuildPlan) -> dict[str, int]:
     Returns ``ridge_items``, how many items took part, or ``ridge_too_many``, why there is none.
     """
     settings = plan.settings.behaviour
-    items = _met_twice(plan)
+    items = met_twice(plan)
     if len(items) > settings.ridge_items:
         return {"ridge_too_many": len(items)}
     if len(items) < 2:
@@ -132,13 +132,13 @@ def fit_ridge(plan: BuildPlan) -> dict[str, int]:
     assert sums is not None  # noqa: S101  # items were met in the events
     terms = words.matrix(plan, items)
     weights = ridge.solve(sums, terms, settings.ridge_penalty, settings.ridge_words, settings.targets_per_item, items)
-    for shard, mine in _cut(weights.target, plan.n_shards):
+    for shard, mine in cut(weights.target, plan.n_shards):
         taken = weights.take(mine)
-        _write(plan, ("ridge", shard), "all", source=taken.source, target=taken.target, weight=taken.weight)
+        write(plan, ("ridge", shard), "all", source=taken.source, target=taken.target, weight=taken.weight)
     return {"ridge_items": len(items)}
 
 
-def _met_twice(plan: BuildPlan) -> Keys:
+def met_twice(plan: BuildPlan) -> Keys:
     """[n] ascending keys of the settled items that are in two events or more."""
     counts = item_counts(plan)
     keys: Keys = np.intersect1d(counts.keys[counts.count >= LEAST_MET], words.settled_keys(plan))
@@ -158,17 +158,17 @@ def _histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDA
 
 def item_counts(plan: BuildPlan) -> popularity.ItemCounts:
     """Counts and popularity of every item in the events."""
-    return popularity.merge([popularity.ItemCounts(*arrays) for arrays in _read(plan, ("item_counts",))])
+    return popularity.merge([popularity.ItemCounts(*arrays) for arrays in read(plan, ("item_counts",))])
 
 
 def shard_weights(plan: BuildPlan, number: int) -> transition.PairCounts:
     """The transition weights that lead to the items of one shard."""
-    return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("weights", f"{number:05d}"))])
+    return transition.merge([transition.PairCounts(*arrays) for arrays in read(plan, ("weights", f"{number:05d}"))])
 
 
 def shard_ridge(plan: BuildPlan, number: int) -> transition.PairCounts:
     """The weights of the regression that lead to the items of one shard."""
-    return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("ridge", f"{number:05d}"))])
+    return transition.merge([transition.PairCounts(*arrays) for arrays in read(plan, ("ridge", f"{number:05d}"))])
 
 
 def relative_popularity(counts: popularity.ItemCounts, keys: Keys) -> NDArray[np.float32]:
@@ -181,16 +181,19 @@ def relative_popularity(counts: popularity.ItemCounts, keys: Keys) -> NDArray[np
     return np.where(known, np.log1p(counts.popularity[at]) / top, 0).astype(np.float32)
 
 
-def _cut(keys: Keys, n: int) -> list[tuple[str, NDArray[np.bool_]]]:
+def cut(keys: Keys, n: int) -> list[tuple[str, NDArray[np.bool_]]]:
+    """The parts that these keys fall into, of n, each by its name: (name, [len(keys)] bool which are in it)."""
     part = keys % np.uint64(n)
     return [(f"{p:05d}", part == p) for p in np.unique(part)]
 
 
-def _write(plan: BuildPlan, folder: tuple[str, ...], name: str, **arrays: NDArray[Any]) -> None:
+def write(plan: BuildPlan, folder: tuple[str, ...], name: str, **arrays: NDArray[Any]) -> None:
+    """Keep these columns as one file of a staging folder."""
     table = pa.table({column: pa.array(values) for column, values in arrays.items()})
     pq.write_table(table, plan.fitted(*folder) / f"{name}.parquet")
 
 
-def _read(plan: BuildPlan, folder: tuple[str, ...]) -> list[list[NDArray[Any]]]:
+def read(plan: BuildPlan, folder: tuple[str, ...]) -> list[list[NDArray[Any]]]:
+    """The columns of every file of a staging folder."""
     tables = [pq.read_table(path, partitioning=None) for path in sorted(plan.fitted(*folder).glob("*.parquet"))]
     return [[column.to_numpy() for column in table.columns] for table in tables]

@@ -5,7 +5,7 @@ from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.manifest import Manifest
-from raysys.training import behaviour, finish, items, learn, log
+from raysys.training import behaviour, factor_blocks, finish, items, learn, log
 from raysys.training.held_out import HeldOut
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
@@ -38,12 +38,15 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
 
 
 def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:
-    """Every behaviour model, on the events up to now. Returns what ``behaviour.fit_ridge`` does."""
+    """Every behaviour model, on the events that the plan does not hold out. Returns counts for the report."""
     for part in range(plan.n_shards):
         behaviour.count_part(plan, part, now_s)
     for part in range(plan.n_shards):
         behaviour.weigh_part(plan, part)
-    return behaviour.fit_ridge(plan)
+    for tasks in factor_blocks.stages(plan):
+        for task in tasks:
+            task(plan)
+    return behaviour.fit_ridge(plan) | factor_blocks.counts(plan)
 
 
 def _learn(plan: BuildPlan, held_out: HeldOut, identity: EncoderIdentity, report: Report) -> None:

@@ -78,6 +78,8 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
             f"no ridge regression: {get('ridge_too_many'):,} items were met twice or more, and behaviour.ridge_items "
             "allows fewer"
         )
+    if get("factors_items", 0):
+        yield f"who likes what by factors of {get('factors_items'):,} items and {get('factors_people'):,} people"
     yield from _ranking(report.get("ranking", {}))
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -20,7 +20,7 @@ from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
-from raysys.training import behaviour, finish, items
+from raysys.training import behaviour, factor_blocks, finish, items, learn, log
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 
@@ -42,6 +42,22 @@ def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None)
     return manifest, report.as_dict()
 
 
+class _Count(NamedTuple):
+    """What is being counted and weighed for one plan."""
+
+    plan: BuildPlan
+    counted: list[ray.ObjectRef]
+    weighed: list[ray.ObjectRef]
+
+
+class _Fit(NamedTuple):
+    """What is being fitted for one plan."""
+
+    plan: BuildPlan
+    ridge: ray.ObjectRef
+    factor_steps: list[list[ray.ObjectRef]]
+
+
 class _Build:
     """One run of the job: the stages in their order."""
 
@@ -52,15 +68,24 @@ class _Build:
     def run(self) -> Manifest:
         loading = _identity.remote(self._plan.settings.encoder)  # loads the model once, beside the reading
         latest_s = self._stage()
-        counted = self._count(latest_s)
+        held_out = log.hold_out(self._plan, latest_s)
+        counting = [self._count(self._plan, latest_s)]
+        if held_out is not None:
+            counting.append(self._count(self._plan.without(held_out), held_out.now_s))
         with self._report.stage("load encoder"):
             identity: EncoderIdentity = ray.get(loading)
         self._settle(identity)
-        fitted = _fit_ridge.remote(self._plan, *counted)
+        fits: list[_Fit] = []
+        for count in counting:
+            fits.append(self._fit(count, [fit.ridge for fit in fits]))
         self._encode(identity)
         with self._report.stage("behaviour"):
-            self._report.add(ray.get(fitted))
-        finished = self._finish(identity)
+            ridge_counts = [self._wait(fit) for fit in fits]
+            self._report.add(ridge_counts[0])
+            self._report.add(factor_blocks.counts(self._plan))
+        finished = self._finish(self._plan, identity)
+        if held_out is not None:
+            self._learn(fits[1].plan, identity)
         with self._report.stage("publish"):
             return finish.publish(self._plan, identity, finished, self._report.as_dict())
 
@@ -81,11 +106,33 @@ class _Build:
         self._say(f"read {self._report.counts['items_read']:,} rows, {self._report.counts['events_read']:,} events")
         return latest_s
 
-    def _count(self, latest_s: float) -> list[ray.ObjectRef]:
-        """Start the counting of behaviour; it runs beside the encoding."""
-        parts = range(self._plan.n_shards)
-        counted = [_count_part.remote(self._plan, part, latest_s) for part in parts]
-        return [_weigh_part.remote(self._plan, part, *counted) for part in parts]
+    def _count(self, plan: BuildPlan, now_s: float) -> "_Count":
+        """Start to count and to weigh behaviour; both run beside the encoding."""
+        parts = range(plan.n_shards)
+        counted = [_count_part.remote(plan, part, now_s) for part in parts]
+        return _Count(plan, counted, [_weigh_part.remote(plan, part, *counted) for part in parts])
+
+    def _fit(self, count: "_Count", earlier: list[ray.ObjectRef]) -> "_Fit":
+        """Start the fits, beside the encoding: the regression after earlier ones, as each takes much memory; the
+        factors, where they are fitted, task after task."""
+        ray.get(count.counted)  # only then is it known how many items there are
+        ridge = _fit_ridge.remote(count.plan, *count.weighed, *earlier)
+        plan, steps = ray.put(count.plan), [count.counted]
+        for tasks in factor_blocks.stages(count.plan):
+            steps.append([_run.remote(plan, task, *steps[-1]) for task in tasks])
+        return _Fit(count.plan, ridge, steps)
+
+    def _wait(self, fit: "_Fit") -> dict[str, int]:
+        """What the regression counted, once everything is fitted."""
+        counts: dict[str, int] = ray.get(fit.ridge)
+        start_s = said_s = self._clock.monotonic_s()
+        for number, step in enumerate(fit.factor_steps):
+            ray.get(step)
+            now_s = self._clock.monotonic_s()
+            if now_s - said_s >= PROGRESS_EVERY_S:
+                said_s = now_s
+                self._say(f"factors: step {number} of {len(fit.factor_steps) - 1} after {now_s - start_s:.0f} s")
+        return counts
 
     def _settle(self, identity: EncoderIdentity) -> None:
         with self._report.stage("settle"):
@@ -131,13 +178,19 @@ class _Build:
                 said_s = now_s
                 self._say(f"encoded {done:,} of {todo:,} texts in {now_s - start_s:.0f} s, start-up included")
 
-    def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
+    def _finish(self, plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
             finished: list[tuple[ShardRecord, Moments]] = ray.get(
-                [_finish.remote(self._plan, n, identity) for n in range(self._plan.n_shards)]
+                [_finish.remote(plan, n, identity) for n in range(plan.n_shards)]
             )
         self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s, _ in finished))
         return finished
+
+    def _learn(self, earlier: BuildPlan, identity: EncoderIdentity) -> None:
+        """The ranking, from a snapshot of the same items that is fitted without what is held out."""
+        with self._report.stage("learn to rank"):
+            finished = ray.get([_finish.remote(earlier, n, identity) for n in range(earlier.n_shards)])
+            self._report.learned = ray.get(_learn.remote(self._plan, earlier, identity, finished))
 
 
 _ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -213,14 +266,29 @@ def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
 
 
 @ray.remote
-def _fit_ridge(plan: BuildPlan, *weighed: None) -> dict[str, int]:
+def _fit_ridge(plan: BuildPlan, *before: Any) -> dict[str, int]:
     os.nice(ENCODER_NICENESS)
     return behaviour.fit_ridge(plan)
 
 
 @ray.remote
+def _run(plan: BuildPlan, task: factor_blocks.Task, *before: None) -> None:
+    os.nice(ENCODER_NICENESS)
+    task(plan)
+
+
+@ray.remote
 def _finish(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[ShardRecord, Moments]:
     return finish.finish_shard(plan, number, identity)
+
+
+@ray.remote
+def _learn(
+    plan: BuildPlan, earlier: BuildPlan, identity: EncoderIdentity, finished: list[tuple[ShardRecord, Moments]]
+) -> dict[str, Any]:
+    os.nice(ENCODER_NICENESS)
+    finish.seal(earlier, identity, finished, {"rejected": {}})
+    return learn.save(learn.learn(earlier), plan)
 
 
 def _quiet() -> None:

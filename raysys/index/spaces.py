@@ -1,0 +1,35 @@
+"""The behaviour models of a snapshot in which items and people are vectors, and how a person gets theirs.
+
+A shard has the vectors of its items (``ShardFiles.spaces``) and multiplies them with the vector of the person. That
+one is made when they ask, of the vectors of the items in their history, by what lies in ``spaces/<source>/`` of the
+snapshot. A further model is one more of ``types.SPACES``, one more loader here, and its fit (``training.spaces``).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysys.index.fold_in import FoldIn
+from raysys.index.manifest import Manifest
+from raysys.types import FACTORS, SOURCES, Vectors
+
+
+class PersonModel(Protocol):
+    """What makes a person of a history."""
+
+    def person(self, vectors: Vectors, weights: NDArray[np.float32]) -> Vectors | None:
+        """[d] float32 from the vectors, [h, d], and weights, [h], of their items, oldest first; None = nowhere."""
+        ...
+
+
+_LOADERS: Mapping[int, Callable[[Path], PersonModel]] = {FACTORS: FoldIn.load}
+
+
+def open_models(folder: Path, manifest: Manifest) -> dict[int, PersonModel]:
+    """One of ``types.SPACES`` -> its model, of those that the snapshot in this folder has. Raises SnapshotError."""
+    folders = {source: f"spaces/{SOURCES[source]}/" for source in _LOADERS}
+    there = {source for source, name in folders.items() if any(file.startswith(name) for file in manifest.files)}
+    return {source: _LOADERS[source](folder / folders[source]) for source in sorted(there)}
