@@ -12,8 +12,11 @@ Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 
 # The candidate sources, in the order of the columns of every score matrix.
-QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, TRENDING, FRESH, POPULAR = range(10)
-SOURCES = ("query", "profile", "said", "query_words", "words", "transition", "ridge", "trending", "fresh", "popular")
+QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, FRIENDS, TRENDING, FRESH, POPULAR = range(11)
+SOURCES = (
+    *("query", "profile", "said", "query_words", "words", "transition", "ridge"),
+    *("friends", "trending", "fresh", "popular"),
+)
 
 
 def user_key(user_id: str | None, session_id: str | None) -> str | None:
@@ -46,7 +49,8 @@ class Event:
 class Person:
     """Who somebody is, and what they say about their own profile.
 
-    description: in words, encoded like any text. follows: item or owner ids. pinned, muted: the evidence (item ids,
+    description: in words, encoded like any text. follows: owners of items by their ids,
+    people as ``user:<user id>`` (``profile.follows``). pinned, muted: the evidence (item ids,
     ``text:<event id>``, or ``description``) that must not fade, or must not count.
     """
 
@@ -145,6 +149,17 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FriendLikes:
+    """What the people somebody follows like. See ``profile.follows``.
+
+    keys: [f] uint64 item keys, each once, ascending. weights: [f] float32, above 0 and at most 1.
+    """
+
+    keys: Keys
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RecallQuery:
     """What one request asks of every shard.
 
@@ -152,6 +167,7 @@ class RecallQuery:
     interest of the person. said: [s, dim], one a text of theirs. An item is as near to either as to its nearest vector.
     query_words, words: the terms of the query and of what the person likes; None = none.
     history_keys: [h] uint64 item keys of the positive history; history_weights: [h] float32, decayed.
+    friends: what the people that they follow like; None = nothing.
     exclude_keys: [e] uint64 item keys that must not come back.
     filter: a ``filters.Filter``; None keeps everything. now_s: UTC epoch seconds, for availability.
     k: candidates per source and shard.
@@ -170,6 +186,7 @@ class RecallQuery:
     only: Keys | None = None
     query_words: Terms | None = None
     words: Terms | None = None
+    friends: FriendLikes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ import data_sets
 from accuracy_rows import Bench, liked
 from accuracy_table import tables
 from peer_models import PeerLister, remembered
-from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, TEXT_SOURCES, Product, only
+from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, SOCIAL_SOURCES, TEXT_SOURCES, Product, only
 from references import ease, item_knn, popular
 
 from raysys.config import EncoderSettings, RankingSettings
@@ -110,8 +110,9 @@ def test_only_switches_every_other_source_off():
 
 def test_every_source_is_of_one_kind():
     """A new source must be told to the rows, or "behaviour alone" would be without it."""
-    assert set(SOURCES) == TEXT_SOURCES | BEHAVIOUR_SOURCES | COMMON_SOURCES
-    assert len(TEXT_SOURCES) + len(BEHAVIOUR_SOURCES) + len(COMMON_SOURCES) == len(SOURCES)
+    kinds = (TEXT_SOURCES, BEHAVIOUR_SOURCES, SOCIAL_SOURCES, COMMON_SOURCES)
+    assert set(SOURCES) == set().union(*kinds)
+    assert sum(map(len, kinds)) == len(SOURCES)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
@@ -123,7 +124,7 @@ def test_what_is_measured_is_what_the_recommender_answers(tmp_path: Path, name: 
     product = Product(bench.snapshot(fold), ROWS[name])
     histories = fold.task.histories.take(np.arange(5))
     lists = product(histories)
-    answers = asyncio.run(product._ask(product._profiles(histories)))
+    answers = asyncio.run(product._ask(product._profiles(histories), [None] * 5))
     for user, answer in enumerate(answers):
         shown = [beauty.item_ids[item] for item in lists.items[user] if item != NOTHING]
         assert shown == [item.item_id for item in answer.items]

@@ -1,5 +1,6 @@
 """The exact oracle: recall in any number of shards equals brute force over the whole catalogue."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from raysys.recall.shard import Shard
 from raysys.recall.trending import Trends
 from raysys.types import (
     FRESH,
+    FRIENDS,
     POPULAR,
     PROFILE,
     QUERY,
@@ -31,6 +33,7 @@ from raysys.types import (
     TRANSITION,
     TRENDING,
     Candidates,
+    FriendLikes,
     ItemChange,
     RecallQuery,
 )
@@ -82,6 +85,9 @@ class Oracle:
         for key, weight in zip(query.history_keys.tolist(), query.history_weights, strict=True):
             for source, weights in self.weights.items():
                 scores[:, source] += weight * weights.get(key, 0)
+        if query.friends is not None:
+            for key, weight in zip(query.friends.keys.tolist(), query.friends.weights.tolist(), strict=True):
+                scores[self.keys == key, FRIENDS] = weight
         scores[:, TRENDING] = self.trending(query.now_s)
         age_s = np.floor(query.now_s) - self.since_s
         scores[:, FRESH] = np.where((age_s >= 0) & (age_s < 14 * DAY_S), 0.5 ** np.abs(age_s / (3 * DAY_S)), 0)
@@ -104,6 +110,7 @@ class Oracle:
             SAID: visible & self.vectors.any(axis=1) & (query.said is not None),
             TRANSITION: visible & (scores[:, TRANSITION] != 0),
             RIDGE: visible & (scores[:, RIDGE] != 0),
+            FRIENDS: visible & (scores[:, FRIENDS] != 0),
         }
         found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
         for source in (TRENDING, FRESH):
@@ -200,8 +207,15 @@ def random_query(shop: Shop, seed: int, **changes) -> RecallQuery:
         history_weights=random.random(len(items) + 1).astype(np.float32),
         exclude_keys=item_keys(items),
         k=int(random.integers(1, 60)),
+        friends=friends([f"item-{n}" for n in random.integers(N_ITEMS + 9, size=90)], random) if seed % 3 else None,
         **changes,
     )
+
+
+def friends(items: Sequence[str], random: np.random.Generator) -> FriendLikes:
+    """Likes of these items, several of equal weight."""
+    keys = np.unique(item_keys(items))
+    return FriendLikes(keys, random.integers(1, 6, len(keys)).astype(np.float32) / 5)
 
 
 def as_found(candidates: Candidates) -> Found:
@@ -243,10 +257,11 @@ def test_filtered_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Sh
     assert_same(as_found(ask(shards, query)), oracle.recall(query, keeps))
 
 
-@pytest.mark.parametrize("part", ["query", "profile", "history", "nothing"])
+@pytest.mark.parametrize("part", ["query", "profile", "history", "friends", "nothing"])
 def test_each_source_alone_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Shard], part: str) -> None:
-    full = random_query(shop, 3)
+    full = random_query(shop, 4)
     query = plain(
+        friends=full.friends if part == "friends" else None,
         query=full.query if part == "query" else None,
         profile=full.profile if part == "profile" else None,
         history_keys=full.history_keys if part == "history" else np.empty(0, np.uint64),
