@@ -30,6 +30,7 @@ from raysys.in_process import LocalEncoder, LocalRanker
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
+from raysys.keys import item_keys
 from raysys.lookup import Lookup, NothingLive
 from raysys.profile.fold import fold
 from raysys.profile.follows import MOST_FRIENDS, likes_of, together
@@ -178,12 +179,12 @@ class WithFriends:
 
     def __init__(self, product: Product, data: DataSet, fold: Fold) -> None:
         self._product, self._at = product, 0
-        self._friends = _liked_by_friends(data, fold)
+        self.friends = _liked_by_friends(data, fold)
 
     def __call__(self, histories: Sequences) -> Lists:
         part = slice(self._at, self._at + len(histories))
         self._at += len(histories)
-        return self._product.lists(histories, self._friends[part])
+        return self._product.lists(histories, self.friends[part])
 
 
 def _liked_by_friends(data: DataSet, asked: Fold) -> list[FriendLikes | None]:
@@ -192,8 +193,10 @@ def _liked_by_friends(data: DataSet, asked: Fold) -> list[FriendLikes | None]:
     bounds = zip(train.starts[:-1].tolist(), train.starts[1:].tolist(), strict=True)
     people = [[_like(data, train, at) for at in range(*bound)] for bound in bounds]
     likes = [likes_of(fold("", events, settings), settings) for events in people]
-    of_each = ((likes[friend] for friend in friends[user][:MOST_FRIENDS]) for user in asked.task.users.tolist())
-    return [together(of_one, asked.now_s) for of_one in of_each]
+    users, own = asked.task.users.tolist(), item_keys(data.item_ids)
+    of_each = ((likes[friend] for friend in friends[user][:MOST_FRIENDS]) for user in users)
+    histories = (own[items] for items in asked.task.histories)
+    return [together(likes, liked, asked.now_s) for likes, liked in zip(of_each, histories, strict=True)]
 
 
 def _like(data: DataSet, train: Sequences, at: int) -> Event:

@@ -229,7 +229,7 @@ class RankingSettings(Settings):
     words: float = 0.01
     transition: float = 0.6
     ridge: float = 1.0
-    friends: float = 0.1
+    friends: float = 0.2
     trending: float = 0.05
     fresh: float = 0.02
     popular: float = 0.002

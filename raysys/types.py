@@ -152,7 +152,7 @@ class Terms:
 class FriendLikes:
     """What the people somebody follows like. See ``profile.follows``.
 
-    keys: [f] uint64 item keys, each once, ascending. weights: [f] float32, above 0 and at most 1.
+    keys: [f] uint64 item keys, each once, ascending. weights: [f] float32, above 0 and below 1.
     """
 
     keys: Keys

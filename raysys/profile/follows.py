@@ -1,12 +1,14 @@
 """What somebody follows. People: the items that they like are candidates. Owners of items: a taste, by their name.
 
 Of a person only the items count that they acted on (liked, bought, graded well, shared, ...), never one that they only
-looked at, never what they wrote, and nothing that they muted. With n people followed of whom such items are known, the
-weight of an item is
+looked at, never what they wrote, and nothing that they muted. Of these the latest count, and the weight of an item is
+the share of friends who like it, where a friend stands for 1 and for each of their items that one likes oneself:
 
-    1/n * sum over those who like it of min(weight, 3) / 3 * 0.5 ** (age / half-life of its kind)
+    sum over those who like it of (1 + shared) * like / (sum over all of (1 + shared) + 20)
+    like = min(weight, 3) / 3 * 0.95 ** steps back from their latest * 0.5 ** (age / half-life of its kind)
 
-so an item that all of them bought just now weighs 1. Followed owners are in ``tastes``.
+The 20 keeps one friend's word from counting like everybody's. It, 0.95 and (1 + shared) were chosen on the validation
+of Last.fm (docs/evaluation.md). What followed owners have is in ``tastes``.
 """
 
 import asyncio
@@ -32,6 +34,7 @@ MOST_LIKED = 20  # items of each of them, the latest
 MOST_EVENTS = 50  # that are read of each of them, the latest
 READ_AT_ONCE = 10  # people: some 5 ms of one core
 MOST_KNOWN = 20_000  # people whose likes are remembered: some 30 MB
+STEP_DECAY, SHRINK = 0.95, 20.0  # see the top of this module
 DEADLINE_S = 0.05  # that a list may wait for its friends
 
 
@@ -66,9 +69,10 @@ def likes_of(profile: Profile, settings: ProfileSettings) -> Likes:
     """What others may see of a profile."""
     liked = [i for i in profile.interactions if i.weight > 0 and i.kind not in LOOKS][-MOST_LIKED:]
     half_lives = [settings.half_life_days.get(i.kind, settings.default_half_life_days) for i in liked]
+    weights = np.array([min(i.weight, WEIGHT_CAP) / WEIGHT_CAP for i in liked], dtype=np.float64)
     return Likes(
         item_keys(i.item_id for i in liked),
-        np.array([min(i.weight, WEIGHT_CAP) / WEIGHT_CAP for i in liked], dtype=np.float64),
+        weights * STEP_DECAY ** np.arange(len(liked) - 1, -1, -1),
         np.array([i.timestamp_s for i in liked], dtype=np.float64),
         np.array(half_lives, dtype=np.float64) * DAY_S,
         profile.version,
@@ -76,16 +80,22 @@ def likes_of(profile: Profile, settings: ProfileSettings) -> Likes:
     )
 
 
-def together(likes: Iterable[Likes], now_s: float) -> FriendLikes | None:
-    """What several people like, by the formula at the top of this module; None where nothing is known."""
+def together(likes: Iterable[Likes], own: Keys, now_s: float) -> FriendLikes | None:
+    """What several people like, by the formula at the top of this module; None where nothing is known.
+
+    own: [o] uint64, the items that one likes oneself.
+    """
     known = [each for each in likes if len(each.keys)]
     if not known:
         return None
+    every = np.concatenate([each.keys for each in known])
+    owners = np.repeat(np.arange(len(known)), [len(each.keys) for each in known])
+    standing = 1.0 + np.bincount(owners, weights=np.isin(every, own))
     ages_s = np.maximum(now_s - np.concatenate([each.times_s for each in known]), 0)
     faded = 0.5 ** (ages_s / np.concatenate([each.half_lives_s for each in known]))
-    weights = faded * np.concatenate([each.weights for each in known])
-    keys, at = np.unique(np.concatenate([each.keys for each in known]), return_inverse=True)
-    shares = np.bincount(at, weights=weights) / len(known)
+    weights = standing[owners] * faded * np.concatenate([each.weights for each in known])
+    keys, at = np.unique(every, return_inverse=True)
+    shares = np.bincount(at, weights=weights) / (standing.sum() + SHRINK)
     return FriendLikes(keys, shares.astype(np.float32))
 
 
@@ -116,7 +126,9 @@ class Friends:
                     found[user] = likes
         except (Unavailable, TimeoutError):
             pass
-        return together((found[user] for user in users if user in found), now_s), len(found) == len(users)
+        own = item_keys(i.item_id for i in profile.interactions if i.weight > 0)
+        likes_of_all = (found[user] for user in users if user in found)
+        return together(likes_of_all, own, now_s), len(found) == len(users)
 
     def forget(self, users: Sequence[str]) -> None:
         """Remember nothing of these people."""

@@ -73,7 +73,7 @@ return outcomes
 
 # User, version, person or false, records. Lua can pass some 8,000 values to one call.
 _HISTORY = """
-local function history(user, limit)
+local function history(user, current, limit)
   local records = {}
   if limit > 0 then
     local ids = call('ZREVRANGE', times(user), 0, limit - 1)
@@ -84,7 +84,7 @@ local function history(user, limit)
       end
     end
   end
-  return {user, version(user), call('HGET', PEOPLE, user), records}
+  return {user, current, call('HGET', PEOPLE, user), records}
 end
 """
 
@@ -94,8 +94,9 @@ HISTORY = (
     + _HISTORY
     + """
 local user = resolve(ARGV[1])
-if version(user) == ARGV[3] then return false end
-return history(user, tonumber(ARGV[2]))
+local current = version(user)
+if current == ARGV[3] then return false end
+return history(user, current, tonumber(ARGV[2]))
 """
 )
 
@@ -105,7 +106,10 @@ HISTORIES = (
     + _HISTORY
     + """
 local found = {}
-for i = 2, #ARGV do found[#found + 1] = history(resolve(ARGV[i]), tonumber(ARGV[1])) end
+for i = 2, #ARGV do
+  local user = resolve(ARGV[i])
+  found[#found + 1] = history(user, version(user), tonumber(ARGV[1]))
+end
 return found
 """
 )

@@ -15,10 +15,10 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import accuracy
 import data_sets
-from accuracy_rows import Bench, liked
+from accuracy_rows import NO_FRIENDS, Bench, liked
 from accuracy_table import tables
 from peer_models import PeerLister, remembered
-from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, SOCIAL_SOURCES, TEXT_SOURCES, Product, only
+from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, SOCIAL_SOURCES, TEXT_SOURCES, Product, WithFriends, only
 from references import ease, item_knn, popular
 
 from raysys.config import EncoderSettings, RankingSettings
@@ -26,6 +26,7 @@ from raysys.evaluation.lists import NOTHING, by_score
 from raysys.evaluation.protocol import LIST_LENGTH, evaluate, facts_of
 from raysys.evaluation.sequences import Sequences
 from raysys.evaluation.splits import Fold, Task, global_temporal
+from raysys.keys import item_keys
 from raysys.training.popularity import DAY_S
 from raysys.types import SOURCES
 
@@ -85,6 +86,47 @@ def test_industrial_is_fitted_on_nothing_that_is_asked_for(tmp_path: Path):
     assert fold.task.users.tolist() == [0, 0, 1]  # two rows of one person
     assert [row.tolist() for row in fold.train] == [[0, 1], [3], [5, 2]]
     assert found.catalogue["text"][0].as_py() == "one two"
+
+
+def write_lastfm(folder: Path) -> Path:
+    """Two circles of friends, who listen to artists of their circle alone."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    listens = [(user, 100 + user % 2 * 40 + artist) for user in range(40) for artist in rng.permutation(40)[:12]]
+    pairs = [(user, other) for user in range(40) for other in range(user % 2, 40, 2) if user != other]
+    files = {
+        "artists.dat": ["id\tname", *(f"{artist}\tname {artist}" for artist in range(100, 180))],
+        "user_artists.dat": ["userID\tartistID\tweight", *(f"{u}\t{a}\t{rng.integers(1, 99)}" for u, a in listens)],
+        "user_friends.dat": ["userID\tfriendID", *(f"{user}\t{other}" for user, other in [*pairs, (3, 999)])],
+    }
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_friends_are_read_beside_listens(tmp_path: Path):
+    found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
+    assert found.friends is not None
+    assert found.friends[3] == [user for user in range(1, 40, 2) if user != 3]
+
+
+def test_friends_like_what_they_listened_to_in_training(tmp_path: Path):
+    found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
+    (fold,) = found.split.validation
+    product = Product(Bench(found, tmp_path, 1, HASH).snapshot(fold), ROWS[accuracy.OURS])
+    likes = WithFriends(product, found, fold).friends
+    keys = dict(zip(item_keys(found.item_ids).tolist(), found.item_ids, strict=True))
+    for user in range(40):
+        of_friends = np.unique(np.concatenate([list(fold.train)[friend] for friend in found.friends[user]]))
+        assert sorted(keys[key] for key in likes[user].keys.tolist()) == sorted(found.item_ids[i] for i in of_friends)
+
+
+def test_a_set_with_friends_has_a_row_without_them(tmp_path: Path):
+    found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
+    report = accuracy.run(found, given(), tmp_path)
+    assert report["rows"].keys() == ROWS.keys()
+    ours, without = (report["rows"][name]["parts"] for name in (accuracy.OURS, NO_FRIENDS))
+    assert ours != without
 
 
 def test_films_are_cut_in_time_and_grades_come_along():

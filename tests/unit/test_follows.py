@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from support import DAY_S, FixedClock
 
 from raysys.config import ProfileSettings
-from raysys.keys import item_key
+from raysys.keys import item_key, item_keys
 from raysys.profile import follows
 from raysys.profile.fold import fold
 from raysys.profile.follows import (
     MOST_FRIENDS,
     MOST_LIKED,
     READ_AT_ONCE,
+    SHRINK,
+    STEP_DECAY,
     Friends,
     friends_of,
     likes_of,
@@ -32,6 +34,7 @@ from raysys.types import Event, FriendLikes, Interaction, Person, Profile
 SETTINGS = ProfileSettings()
 NOW_S = 1_000.0 * DAY_S
 PURCHASE, LIKE, COMMENT = 1.0, 2 / 3, 1 / 3  # weights of what was done just now
+ONE, TWO = 1 + SHRINK, 2 + SHRINK  # what one friend, or two, are divided by
 
 
 def event(user: str, item_id: str | None, kind: str = "purchase", at_s: float = NOW_S, **more: object) -> Event:
@@ -48,7 +51,7 @@ def by_item(found: FriendLikes | None, items: str = "abcdefgh") -> dict[str, flo
         return {}
     names = {item_key(name): name for name in items}
     pairs = zip(found.keys.tolist(), found.weights.tolist(), strict=True)
-    return {names[key]: pytest.approx(weight, rel=1e-6) for key, weight in pairs}
+    return {names[key]: pytest.approx(weight, rel=1e-5) for key, weight in pairs}
 
 
 # Who is followed
@@ -80,7 +83,8 @@ def test_only_what_they_acted_on_counts() -> None:
     assert len(likes_of(looked, SETTINGS).keys) == 0
     acted = likes_of(interactions("like", "purchase", "share", "comment", "add_to_cart", "follow", "review"), SETTINGS)
     assert acted.keys.tolist() == [item_key(name) for name in "abcdefg"]
-    assert acted.weights.tolist() == pytest.approx([LIKE, PURCHASE, LIKE, COMMENT, LIKE, LIKE, LIKE])
+    given = [LIKE, PURCHASE, LIKE, COMMENT, LIKE, LIKE, LIKE]
+    assert acted.weights.tolist() == pytest.approx([w * STEP_DECAY ** (6 - n) for n, w in enumerate(given)])
 
 
 def test_the_latest_items_count() -> None:
@@ -100,24 +104,43 @@ def interaction(item_id: str, kind: str, age_s: float) -> Interaction:
     return Interaction(item_id, SETTINGS.event_weights[kind], NOW_S - age_s, kind)
 
 
-@given(PEOPLE)
-def test_the_weight_of_an_item_is_the_faded_share_of_those_who_like_it(people: list[list[tuple]]) -> None:
-    profiles = [
-        Profile("", 1, tuple({item: interaction(item, *rest) for item, *rest in each}.values())) for each in people
-    ]
-    counting = [[i for i in p.interactions if i.kind in ("like", "purchase", "comment")] for p in profiles]
-    counting = [of_one for of_one in counting if of_one]
-    expected: dict[str, float] = {}
-    for of_one in counting:
-        for i in of_one:
-            fade = 0.5 ** (max(NOW_S - i.timestamp_s, 0) / DAY_S / 365)
-            expected[i.item_id] = expected.get(i.item_id, 0) + min(i.weight, 3) / 3 * fade / len(counting)
-    found = together((likes_of(profile, SETTINGS) for profile in profiles), NOW_S)
-    assert by_item(found) == expected
-    assert (found is None) == (not counting)
+@given(PEOPLE, st.sets(st.sampled_from("abcd")))
+def test_the_weight_of_an_item_is_the_faded_share_of_those_who_like_it(
+    people: list[list[tuple]], own: set[str]
+) -> None:
+    once = [{item: interaction(item, *rest) for item, *rest in each} for each in people]
+    profiles = [Profile("", 1, tuple(items.values())) for items in once]
+    found = together((likes_of(profile, SETTINGS) for profile in profiles), item_keys(own), NOW_S)
+    weights = by_hand([list(items.values()) for items in once], own)
+    assert by_item(found) == weights
+    assert (found is None) == (not weights)
     if found is not None:
-        assert (np.diff(found.keys.astype(object)) > 0).all()
-        assert ((found.weights > 0) & (found.weights <= 1)).all()
+        assert found.keys.tolist() == sorted(found.keys.tolist())
+        assert ((found.weights > 0) & (found.weights < 1)).all()
+
+
+def by_hand(people: list[list[Interaction]], own: set[str]) -> dict[str, float]:
+    """The formula of the module, item by item."""
+    acted = [[i for i in of_one if i.kind in ("like", "purchase", "comment")] for of_one in people]
+    total, sums = SHRINK, dict[str, float]()
+    for of_one in filter(None, acted):
+        standing = 1 + len(own & {i.item_id for i in of_one})
+        total += standing
+        for steps_back, i in enumerate(reversed(of_one)):
+            fade = STEP_DECAY**steps_back * 0.5 ** (max(NOW_S - i.timestamp_s, 0) / DAY_S / 365)
+            sums[i.item_id] = sums.get(i.item_id, 0) + standing * min(i.weight, 3) / 3 * fade
+    return {item: weight / total for item, weight in sums.items()}
+
+
+def test_a_friend_of_the_same_taste_counts_more() -> None:
+    bob, cid = (likes_of(fold("", [event("", item) for item in items], SETTINGS), SETTINGS) for items in ("ab", "cd"))
+    found = by_item(together([bob, cid], item_keys("a"), NOW_S))
+    assert found == {
+        "b": 2 / (3 + SHRINK),
+        "a": 2 * STEP_DECAY / (3 + SHRINK),
+        "d": 1 / (3 + SHRINK),
+        "c": STEP_DECAY / (3 + SHRINK),
+    }
 
 
 # Read from the store
@@ -170,25 +193,28 @@ async def test_strangers_and_silent_people_say_nothing(state: Counting, friends:
 
 async def test_shares_are_of_those_of_whom_something_is_known(state: Counting, friends: Friends) -> None:
     await state.append([event("u:bob", "a"), event("u:cid", "a"), event("u:cid", "b", "like"), event("u:dan", "c")])
-    assert await found(friends, follower("bob", "cid", "nobody")) == {"a": PURCHASE, "b": LIKE / 2}
-    assert await found(friends, follower("dan")) == {"c": PURCHASE}
+    assert await found(friends, follower("bob", "cid", "nobody")) == {
+        "a": (1 + STEP_DECAY) / TWO,
+        "b": LIKE / TWO,
+    }
+    assert await found(friends, follower("dan")) == {"c": PURCHASE / ONE}
 
 
 async def test_the_next_call_counts_what_they_did_and_took_back(state: Counting, friends: Friends) -> None:
     profile = follower("bob", "cid")
     await state.append([event("u:bob", "a")])
-    assert await found(friends, profile) == {"a": PURCHASE}
+    assert await found(friends, profile) == {"a": PURCHASE / ONE}
     await state.append([event("u:cid", "b"), event("u:bob", "a", "dislike", NOW_S + 1)])
-    assert await found(friends, profile) == {"b": PURCHASE}
+    assert await found(friends, profile) == {"b": PURCHASE / ONE}
 
 
 async def test_what_they_muted_or_had_erased_does_not_count(state: Counting, friends: Friends) -> None:
     profile = follower("bob", "cid")
     await state.append([event("u:bob", "a"), event("u:bob", "b"), event("u:cid", "c")])
-    assert await found(friends, profile) == {"a": PURCHASE / 2, "b": PURCHASE / 2, "c": PURCHASE / 2}
+    assert await found(friends, profile) == {"a": STEP_DECAY / TWO, "b": PURCHASE / TWO, "c": PURCHASE / TWO}
     await state.put_person(Person("u:bob", muted=frozenset({"a"})))
     await state.erase("u:cid")
-    assert await found(friends, profile) == {"b": PURCHASE}
+    assert await found(friends, profile) == {"b": PURCHASE / ONE}
     await state.forget("u:bob", [event("u:bob", "b").event_id])
     assert await found(friends, profile) == {}
 
@@ -197,7 +223,7 @@ async def test_what_a_friend_did_before_login_counts(state: Counting, friends: F
     await state.append([event("s:visit", "a")])
     assert await found(friends, follower("bob")) == {}
     await state.link("s:visit", "u:bob")
-    assert await found(friends, follower("bob")) == {"a": PURCHASE}
+    assert await found(friends, follower("bob")) == {"a": PURCHASE / ONE}
 
 
 async def test_what_expires_is_gone_at_that_moment(state: Counting, friends: Friends, clock: FixedClock) -> None:
@@ -211,7 +237,7 @@ async def test_what_expires_is_gone_at_that_moment(state: Counting, friends: Fri
 async def test_it_fades_as_time_goes_by(state: Counting, friends: Friends, clock: FixedClock) -> None:
     await state.append([event("u:bob", "a")])
     clock.at_s = NOW_S + 365 * DAY_S
-    assert await found(friends, follower("bob")) == {"a": PURCHASE / 2}
+    assert await found(friends, follower("bob")) == {"a": PURCHASE / ONE / 2}
 
 
 async def test_only_those_who_changed_are_read_again(state: Counting, friends: Friends) -> None:
@@ -232,7 +258,7 @@ async def test_only_so_many_are_remembered(state: Counting, friends: Friends, mo
     for profile in (follower("a", "b"), follower("a"), follower("c"), follower("a")):
         await friends.of(profile)
     assert state.read == ["u:a", "u:b", "u:c"]
-    assert await found(friends, follower("a", "b", "c")) == dict.fromkeys("abc", PURCHASE / 3)
+    assert await found(friends, follower("a", "b", "c")) == dict.fromkeys("abc", PURCHASE / (3 + SHRINK))
 
 
 async def test_what_takes_too_long_counts_later(
@@ -244,7 +270,7 @@ async def test_what_takes_too_long_counts_later(
     for n_read in range(READ_AT_ONCE, MOST_FRIENDS + 1, READ_AT_ONCE):
         likes, has_all = await friends.of(follower(*names))
         assert likes is not None
-        assert likes.weights.tolist() == pytest.approx([1 / n_read] * n_read)
+        assert likes.weights.tolist() == pytest.approx([1 / (n_read + SHRINK)] * n_read)
         assert has_all == (n_read == MOST_FRIENDS)
     assert sorted(state.read) == sorted(f"u:{name}" for name in names)  # each once
 

@@ -9,8 +9,10 @@ from support import N_ITEMS, ODD, Served, Shop, post, recommender
 
 from raysys.keys import item_keys
 from raysys.profile import follows
+from raysys.profile.follows import SHRINK, STEP_DECAY
 from raysys.types import FriendLikes, Profile, RankedItem, Request
 
+ONE, TWO = 1 + SHRINK, 2 + SHRINK  # what one friend, or two, are divided by
 RARE = "krokodil"  # a word of no item of the shop
 
 
@@ -40,11 +42,11 @@ async def test_a_friends_purchase_is_in_the_next_list(client: httpx.AsyncClient)
     await put(client, "ann", "user:bob", "user:cid")
     await send(client, "bob", ODD)
     answer = await ask(client)
-    assert shares(answer) == {ODD: 1.0}
+    assert shares(answer) == {ODD: 1 / ONE}
     assert answer["items"][0]["item_id"] == ODD
     assert (answer["reasons"], answer["degraded"]) == ([], [])
     await send(client, "cid", "item-3", "like")
-    assert shares(await ask(client)) == {ODD: 0.5, "item-3": 1 / 3}
+    assert shares(await ask(client)) == {ODD: 1 / TWO, "item-3": 2 / 3 / TWO}
     assert shares(await ask(client, "dan")) == {}
 
 
@@ -52,7 +54,7 @@ async def test_ranking_given_items_counts_friends_too(client: httpx.AsyncClient)
     await put(client, "ann", "user:bob")
     await send(client, "bob", "item-7")
     answer = await post(client, "/v1/rank", user_id="ann", items=["item-5", "item-6", "item-7"])
-    assert shares(answer) == {"item-7": 1.0}
+    assert shares(answer) == {"item-7": 1 / ONE}
     assert answer["items"][0]["item_id"] == "item-7"
 
 
@@ -70,9 +72,9 @@ async def test_a_friend_who_mutes_or_is_erased_is_silent_at_once(client: httpx.A
     await put(client, "ann", "user:bob", "user:cid")
     await send(client, "bob", "item-3")
     await send(client, "cid", "item-4")
-    assert shares(await ask(client)) == {"item-3": 0.5, "item-4": 0.5}
+    assert shares(await ask(client)) == {"item-3": 1 / TWO, "item-4": 1 / TWO}
     await post(client, "/v1/users:edit", user_id="bob", action="mute", evidence=["item-3"])
-    assert shares(await ask(client)) == {"item-4": 1.0}
+    assert shares(await ask(client)) == {"item-4": 1 / ONE}
     receipt = await post(client, "/v1/users:delete", user_id="cid")
     assert receipt["verified"]
     assert shares(await ask(client)) == {}
@@ -84,8 +86,10 @@ async def test_what_one_has_seen_or_dislikes_does_not_come_back_by_friends(clien
         await send(client, "bob", item_id)
     await send(client, "ann", "item-3", "view")
     await send(client, "ann", "item-4", "dislike")
-    assert shares(await ask(client)) == {"item-5": 1.0}
-    assert shares(await ask(client, exclude_seen=False)) == {"item-3": 1.0, "item-5": 1.0}
+    of_one = 2 / (2 + SHRINK)  # bob stands for himself and the item that both like
+    assert shares(await ask(client, limit=200)) == {"item-5": of_one}
+    with_seen = await ask(client, limit=200, exclude_seen=False)
+    assert shares(with_seen) == {"item-3": STEP_DECAY**2 * of_one, "item-5": of_one}
 
 
 async def test_a_new_item_that_a_friend_bought_is_found(client: httpx.AsyncClient, served: Served) -> None:
@@ -97,7 +101,7 @@ async def test_a_new_item_that_a_friend_bought_is_found(client: httpx.AsyncClien
     query = {"query": RARE}  # the shard has taken it in once it is found by its word
     while (answer := await ask(client, "nobody", **query))["items"][0]["item_id"] != "new-1":
         assert answer["items"]
-    assert shares(await ask(client)) == {"new-1": 1.0}
+    assert shares(await ask(client)) == {"new-1": 1 / ONE}
 
 
 async def test_friends_that_are_slow_to_read_are_told(
@@ -111,7 +115,7 @@ async def test_friends_that_are_slow_to_read_are_told(
     first, second = await ask(client), await ask(client)
     assert first["degraded"] == ["friends"]
     assert second["degraded"] == []
-    assert shares(first) == shares(second) == {"item-3": 1.0}
+    assert (shares(first), shares(second)) == ({"item-3": 10 / (10 + SHRINK)}, {"item-3": 15 / (15 + SHRINK)})
 
 
 async def test_followed_owners_bring_their_items(client: httpx.AsyncClient) -> None:
