@@ -26,7 +26,7 @@ from raysys.errors import Unavailable
 from raysys.keys import item_keys
 from raysys.profile.fold import DAY_S, WEIGHT_CAP, fold
 from raysys.state.protocol import History, StateStore
-from raysys.types import FriendLikes, Keys, Person, Profile, user_key
+from raysys.types import FriendLikes, Keys, Person, Profile
 
 USER = "user:"  # begins the ids of people among all that somebody follows; any other is that of an owner
 MOST_FRIENDS = 50  # that count, the first in the list
@@ -35,16 +35,17 @@ MOST_EVENTS = 50  # that are read of each of them, the latest
 READ_AT_ONCE = 10  # people: some 5 ms of one core
 MOST_KNOWN = 20_000  # people whose likes are remembered: some 30 MB
 STEP_DECAY, SHRINK = 0.95, 20.0  # see the top of this module
-DEADLINE_S = 0.05  # that a list may wait for its friends
+DEADLINE_S = 0.1  # that a list may wait for its friends
 
 
 def friends_of(person: Person | None) -> list[str]:
     """The user keys of the people that somebody follows, each once and without themselves, ``MOST_FRIENDS`` at most."""
     if person is None or not person.follows:
         return []
-    ids = dict.fromkeys(each.removeprefix(USER) for each in person.follows if each.startswith(USER))
-    keys = (user_key(user_id, None) for user_id in ids if user_id)
-    return [key for key in keys if key is not None and key != person.user][:MOST_FRIENDS]
+    ids = (each.removeprefix(USER) for each in person.follows if each.startswith(USER))
+    users = dict.fromkeys(f"u:{user_id}" for user_id in ids if user_id)
+    users.pop(person.user, None)
+    return [*users][:MOST_FRIENDS]
 
 
 def owners_of(person: Person | None) -> tuple[str, ...]:
