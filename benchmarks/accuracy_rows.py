@@ -12,7 +12,7 @@ from typing import Any
 
 from data_sets import LIKED_ABOVE, DataSet
 from peer_models import PEERS, PeerLister, remembered
-from product import BATCH, ROWS, Product, Row, Snapshot
+from product import BATCH, ROWS, Product, Row, Snapshot, WithFriends
 from references import REFERENCES, TRIED, popular
 
 from raysys.config import BehaviourSettings, EncoderSettings
@@ -22,8 +22,9 @@ from raysys.evaluation.protocol import LIST_LENGTH, Evaluation, ItemFacts, conca
 from raysys.evaluation.splits import Fold
 
 CHOSEN_BY = "ndcg@10"
+NO_FRIENDS = "without friends"
 FALLBACK_DAYS = 365.0  # of what answers for a row that says nothing; the best of those tried on validation
-SHIPPED = "the settings that ship; chosen on the validation of beauty and films"
+SHIPPED = "the settings that ship; chosen on the validation of beauty and films, that of friends on lastfm"
 
 
 @dataclass(eq=False)
@@ -76,7 +77,8 @@ class Measured:
 
 def candidates(bench: Bench, with_references: bool, peers: Path | None) -> list[Candidate]:
     """The rows of Raysys, then those to compare with."""
-    found = [Candidate(name, _of_product(bench, row), [{}], SHIPPED) for name, row in ROWS.items()]
+    rows = {name: row for name, row in ROWS.items() if name != NO_FRIENDS or bench.data.friends is not None}
+    found = [Candidate(name, _of_product(bench, row), [{}], SHIPPED) for name, row in rows.items()]
     if with_references:
         found += [Candidate(name, _of_reference(bench, name), TRIED[name], "own numpy") for name in REFERENCES]
     if peers is not None:
@@ -119,7 +121,12 @@ def liked(fold: Fold) -> Fold:
 
 
 def _of_product(bench: Bench, row: Row) -> Make:
-    return lambda fold, settings: Product(bench.snapshot(fold), row)
+    def make(fold: Fold, settings: Mapping[str, Any]) -> Lister:
+        product = Product(bench.snapshot(fold), row)
+        has_friends = bench.data.friends is not None and row.ranking.friends > 0
+        return WithFriends(product, bench.data, fold) if has_friends else product
+
+    return make
 
 
 def _of_reference(bench: Bench, name: str) -> Make:

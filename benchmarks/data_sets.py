@@ -7,7 +7,7 @@ the file, serves as seconds. Last.fm has neither: a user's artists stand by the 
 import ast
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ class DataSet:
 
     item_ids: those that events may name; the item index is the place here. catalogue: a table with ``item_id`` and
     ``title`` at least, where some of the items may be missing. categories: of each item, where there are any.
-    kind: of the events. counts: of what cleaning found.
+    kind: of the events. counts: of what cleaning found. friends: of each person of the split, by their places in it.
     """
 
     name: str
@@ -45,6 +45,7 @@ class DataSet:
     categories: Labels | None = None
     kind: str = "view"
     counts: dict[str, int] | None = None
+    friends: list[list[int]] | None = None
 
     @property
     def n_items(self) -> int:
@@ -83,7 +84,7 @@ def goodbooks(folder: Path) -> DataSet:
 
 
 def lastfm(folder: Path) -> DataSet:
-    """Names of artists, and who listens to them; the friendships are not used here."""
+    """Names of artists, who listens to them, and who is whose friend."""
     artists = {row["id"]: row["name"] for row in _rows(folder / "artists.dat", "\t")}
     listens = _rows(folder / "user_artists.dat", "\t")
     columns = ([row[name] for row in listens] for name in ("userID", "artistID"))
@@ -92,7 +93,18 @@ def lastfm(folder: Path) -> DataSet:
     cleaned = clean(RawEvents(*columns, FIRST_EVENT_S + n_listens), ids)
     split = held_out_at_random(cleaned.sequences, folder.name, LISTENS_HELD_OUT, np.random.default_rng(0))
     catalogue = pa.table({"item_id": ids, "title": list(artists.values())})
-    return DataSet(folder.name, ids, catalogue, split, counts=dict(cleaned.counts))
+    friends = _friends(_rows(folder / "user_friends.dat", "\t"), cleaned.users)
+    return DataSet(folder.name, ids, catalogue, split, counts=dict(cleaned.counts), friends=friends)
+
+
+def _friends(pairs: Sequence[Mapping[str, str]], users: Sequence[Hashable]) -> list[list[int]]:
+    """Of each user the places of their friends, in the order of the file; who is not among the users is left out."""
+    places = {user: place for place, user in enumerate(users)}
+    friends: list[list[int]] = [[] for _ in users]
+    for pair in pairs:
+        if pair["userID"] in places and pair["friendID"] in places:
+            friends[places[pair["userID"]]].append(places[pair["friendID"]])
+    return friends
 
 
 def industrial(folder: Path) -> DataSet:

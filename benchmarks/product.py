@@ -31,17 +31,20 @@ from raysys.in_process import LocalEncoder, LocalRanker
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
+from raysys.keys import item_keys
 from raysys.lookup import Lookup, NothingLive
 from raysys.profile.fold import fold
+from raysys.profile.follows import MOST_FRIENDS, likes_of, together
 from raysys.recall.shard import Shard
 from raysys.recommender import Recall, Recommender
 from raysys.serving.coalescer import Coalescer
 from raysys.training.local import build_here
-from raysys.types import SOURCES, Answer, Candidates, Event, Profile, RecallQuery, Request, Vectors
+from raysys.types import SOURCES, Answer, Candidates, Event, FriendLikes, Profile, RecallQuery, Request, Vectors
 
 BATCH = 256
 TEXT_SOURCES = {"query", "profile", "said", "query_words", "words"}
 BEHAVIOUR_SOURCES = {"transition", "ridge", "factors"}
+SOCIAL_SOURCES = {"friends"}
 COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 
 
@@ -65,6 +68,7 @@ ROWS = {
     "text alone": Row(only(TEXT_SOURCES)),
     "not learned": Row(RankingSettings(learned=False)),
     "the default": Row(RankingSettings()),
+    "without friends": Row(RankingSettings(friends=0.0)),
 }
 
 
@@ -153,15 +157,20 @@ class Product:
         self._recommender = snapshot.recommender(shards, row.ranking, self._settings)
 
     def __call__(self, histories: Sequences) -> Lists:
-        answers = asyncio.run(self._ask(self._profiles(histories)))
+        return self.lists(histories, [None] * len(histories))
+
+    def lists(self, histories: Sequences, friends: Sequence[FriendLikes | None]) -> Lists:
+        """friends: what the friends of each person like."""
+        answers = asyncio.run(self._ask(self._profiles(histories), friends))
         index_of: Mapping[str, int] = self._snapshot.index_of
         rows = [(np.array([index_of[item.item_id] for item in answer.items], dtype=np.int64),
                  np.array([item.score for item in answer.items], dtype=np.float64)) for answer in answers]  # fmt: skip
         return padded(rows, LIST_LENGTH)
 
-    async def _ask(self, profiles: Sequence[Profile]) -> list[Answer]:
+    async def _ask(self, profiles: Sequence[Profile], friends: Sequence[FriendLikes | None]) -> list[Answer]:
         request = Request(limit=LIST_LENGTH)
-        return await asyncio.gather(*(self._recommender.recommend(request, profile) for profile in profiles))
+        asked = zip(profiles, friends, strict=True)
+        return await asyncio.gather(*(self._recommender.recommend(request, *person) for person in asked))
 
     def _profiles(self, histories: Sequences) -> list[Profile]:
         """The fold of each history, as a running service would have it."""
@@ -173,6 +182,38 @@ class Product:
         grade = None if self._kind == "view" or np.isnan(value) else value
         item_id = self._snapshot.data.item_ids[histories.items[at]]
         return Event(f"{at:09d}", self._kind, "", item_id, float(histories.times_s[at]), grade)
+
+
+class WithFriends:
+    """A lister for the people of one fold, who are asked in their order: with what their friends like.
+
+    Friends have liked what they met in the training events, and their latest items count.
+    """
+
+    def __init__(self, product: Product, data: DataSet, fold: Fold) -> None:
+        self._product, self._at = product, 0
+        self.friends = _liked_by_friends(data, fold)
+
+    def __call__(self, histories: Sequences) -> Lists:
+        part = slice(self._at, self._at + len(histories))
+        self._at += len(histories)
+        return self._product.lists(histories, self.friends[part])
+
+
+def _liked_by_friends(data: DataSet, asked: Fold) -> list[FriendLikes | None]:
+    """For each row of the task."""
+    settings, train, friends = ProfileSettings(), asked.train, data.friends or []
+    bounds = zip(train.starts[:-1].tolist(), train.starts[1:].tolist(), strict=True)
+    people = [[_like(data, train, at) for at in range(*bound)] for bound in bounds]
+    likes = [likes_of(fold("", events, settings), settings) for events in people]
+    users, own = asked.task.users.tolist(), item_keys(data.item_ids)
+    of_each = ((likes[friend] for friend in friends[user][:MOST_FRIENDS]) for user in users)
+    histories = (own[items] for items in asked.task.histories)
+    return [together(likes, liked, asked.now_s) for likes, liked in zip(of_each, histories, strict=True)]
+
+
+def _like(data: DataSet, train: Sequences, at: int) -> Event:
+    return Event(f"{at:09d}", "like", "", data.item_ids[train.items[at]], float(train.times_s[at]))
 
 
 def _events(data: DataSet, train: Sequences) -> pa.Table:

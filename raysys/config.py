@@ -41,8 +41,9 @@ DWELL_FULL_S = 30.0
 # How much the text of an event of each kind says about the person. A graded review is weighed by its grade as well.
 TEXT_WEIGHTS = {"chat": 1.0, "search": 1.0, "description": 1.0, "review": 0.5, "comment": 0.5}
 
-# What people look at passes sooner than what they buy, rate or follow.
-HALF_LIFE_DAYS = {"view": 90.0, "click": 90.0, "dwell": 90.0, "search": 90.0, "chat": 90.0}
+# Looking and talking. It passes sooner than what people buy, rate or follow, and is no business of others.
+LOOKS = ("view", "click", "dwell", "search", "chat")
+HALF_LIFE_DAYS = dict.fromkeys(LOOKS, 90.0)
 
 
 def _expand(path: Any) -> Any:
@@ -250,6 +251,7 @@ class RankingSettings(Settings):
     transition: float = 0.6
     ridge: float = 1.0
     factors: float = 0.015
+    friends: float = 0.2
     trending: float = 0.05
     fresh: float = 0.02
     popular: float = 0.002

@@ -26,7 +26,18 @@ from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
-from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
+from raysys.types import (
+    QUERY,
+    Answer,
+    Candidates,
+    FriendLikes,
+    Profile,
+    RankedItem,
+    RecallQuery,
+    Request,
+    Terms,
+    Vectors,
+)
 
 LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 
@@ -90,9 +101,10 @@ class Recommender:
         self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
 
-    async def recommend(self, request: Request, profile: Profile) -> Answer:
+    async def recommend(self, request: Request, profile: Profile, friends: FriendLikes | None = None) -> Answer:
         """The ``limit`` best items for this person and request, of all sources, ranked, by the rules of the list.
 
+        friends: what the people that they follow like.
         The rules do not apply where ``only`` says what is to be ranked.
         """
         trace = Trace(self._clock)
@@ -102,11 +114,12 @@ class Recommender:
         text = await self._encode(request.query, trace)
         words = None if request.query is None else self.lookup.text_terms(request.query)
         query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, words)
+        query = replace(query, friends=friends)
         candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
         scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
         arranged = await self._arrange(request, known.items, candidates, n_found, scores, trace)
         items = await self._present(candidates, scores, arranged, trace)
-        unknown = text is None and taste.said is None and not known.items
+        unknown = text is None and taste.said is None and taste.words is None and friends is None and not known.items
         reasons = ("cold_start",) if unknown else ()
         return self._answer(request, items, candidates, trace, profile.version, reasons, arranged.unmet)
 

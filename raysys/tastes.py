@@ -1,6 +1,6 @@
 """What a person is after, as vectors: arithmetic over vectors that exist already, of their items and of their words."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from raysys.lookup import Lookup
 from raysys.profile.interests import interests
 from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
 from raysys.types import Profile, Terms, Vectors
+from raysys.words import whole_term
 
 MOST_KNOWN = 5_000  # people: some 30 MB at 384 dimensions
 MOST_SAID = 3  # texts that recall looks at, the weightiest
@@ -21,7 +22,7 @@ _NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tastes:
     """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. words: the terms of what
-    they like. None where there is none. placed: as in ``RecallQuery``.
+    they like and follow. None where there is none. placed: as in ``RecallQuery``.
 
     is_final: all that they said is encoded; what is not is left out.
     """
@@ -71,7 +72,7 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
     wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
-    words, placed = await _words(known, lookup), _placed(known, lookup)
+    words, placed = await _words(known, lookup, settings), _placed(known, lookup)
     return Tastes(liked, _stack(wanted), words, placed, is_final=len(said) == len(known.sayings))
 
 
@@ -86,12 +87,14 @@ def _placed(known: Seeds, lookup: Lookup) -> dict[int, Vectors]:
     return {source: vector for source, vector in people.items() if vector is not None}
 
 
-async def _words(known: Seeds, lookup: Lookup) -> Terms | None:
-    """The weighted sum of the terms of the liked items."""
-    if not known.items:
+async def _words(known: Seeds, lookup: Lookup, settings: ProfileSettings) -> Terms | None:
+    """The weighted sum of the terms of the liked items, and of one more that all the followed owners have."""
+    if not known.items and not known.owners:
         return None
-    terms = await lookup.terms(known.items)
-    weights = np.concatenate([w * t.weights for t, w in zip(terms, known.weights, strict=True)])
+    owners = lookup.catalogue.vocabulary.weigh(Counter(whole_term("owner_id", owner) for owner in known.owners))
+    terms = [*await lookup.terms(known.items), owners]
+    each = [*known.weights, settings.event_weights.get("follow", 0.0)]
+    weights = np.concatenate([w * t.weights for t, w in zip(terms, each, strict=True)])
     found = lookup.catalogue.vocabulary.wanted(Terms(np.concatenate([t.keys for t in terms]), weights))
     return found if len(found) else None
 

@@ -12,19 +12,10 @@ Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 
 # The candidate sources, in the order of the columns of every score matrix.
-QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, FACTORS, TRENDING, FRESH, POPULAR = range(11)
+QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, FACTORS, FRIENDS, TRENDING, FRESH, POPULAR = range(12)
 SOURCES = (
-    "query",
-    "profile",
-    "said",
-    "query_words",
-    "words",
-    "transition",
-    "ridge",
-    "factors",
-    "trending",
-    "fresh",
-    "popular",
+    *("query", "profile", "said", "query_words", "words", "transition", "ridge", "factors"),
+    *("friends", "trending", "fresh", "popular"),
 )
 SPACES = (FACTORS,)  # those of behaviour models in which items and people are vectors
 
@@ -59,7 +50,8 @@ class Event:
 class Person:
     """Who somebody is, and what they say about their own profile.
 
-    description: in words, encoded like any text. follows: item or owner ids. pinned, muted: the evidence (item ids,
+    description: in words, encoded like any text. follows: owners of items by their ids,
+    people as ``user:<user id>`` (``profile.follows``). pinned, muted: the evidence (item ids,
     ``text:<event id>``, or ``description``) that must not fade, or must not count.
     """
 
@@ -158,6 +150,17 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FriendLikes:
+    """What the people somebody follows like. See ``profile.follows``.
+
+    keys: [f] uint64 item keys, each once, ascending. weights: [f] float32, above 0 and below 1.
+    """
+
+    keys: Keys
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class RecallQuery:
     """What one request asks of every shard.
 
@@ -166,6 +169,7 @@ class RecallQuery:
     query_words, words: the terms of the query and of what the person likes; None = none.
     placed: one of ``SPACES`` -> the person's vector there, [d] float32; its product with an item's is the item's score.
     history_keys: [h] uint64 item keys of the positive history; history_weights: [h] float32, decayed.
+    friends: what the people that they follow like; None = nothing.
     exclude_keys: [e] uint64 item keys that must not come back.
     filter: a ``filters.Filter``; None keeps everything. now_s: UTC epoch seconds, for availability.
     k: candidates per source and shard.
@@ -185,6 +189,7 @@ class RecallQuery:
     query_words: Terms | None = None
     words: Terms | None = None
     placed: Mapping[int, Vectors] = field(default_factory=dict)
+    friends: FriendLikes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,8 +43,13 @@ def item_terms(fields: Mapping[str, Any], attributes: Collection[str] = ()) -> C
         for value in _texts(fields.get(name)):
             terms.update(text_terms(value))
     for name in (*WHOLE, *attributes):
-        terms.update(f"{name}={_folded(value)}" for value in _texts(fields.get(name)))
+        terms.update(whole_term(name, value) for value in _texts(fields.get(name)))
     return terms
+
+
+def whole_term(name: str, value: str) -> str:
+    """The term that says that a field has this value."""
+    return f"{name}={_folded(value)}"
 
 
 def _texts(value: Any) -> list[str]:

@@ -140,6 +140,7 @@ class StateStoreSuite:
         assert await store.change_items([], 1.0) == []
         await store.put_vectors({})
         assert await store.versions([]) == await store.items([]) == await store.vectors([]) == {}
+        assert await store.histories([], 10) == {}
         assert await store.events_after(0, 10) == await store.item_changes(0, 10) == []
         assert await store.last_sequence() == 0
 
@@ -207,6 +208,23 @@ class StateStoreSuite:
         await store.append([event("3")])
         assert (await store.history("u:ann", 10, known_version=version)) == await read(store)
 
+    async def test_several_histories_are_those_of_each(self, store):
+        users = [f"u:{n}" for n in range(12)]
+        await store.append([event(f"{user}-{n}", float(n), user, text="x") for n in range(7) for user in users[:9]])
+        await store.put_person(replace(ANN, user="u:3"))
+        await store.put_person(replace(ANN, user="u:10"))
+        await store.append([event("before", 99.0, "s:visit")])
+        await store.link("s:visit", "u:2")
+        await store.erase("u:4")
+        asked = [*reversed(users), "s:visit", "s:nobody"]
+        for limit in (0, 3, 1_000):
+            found = await store.histories(asked, limit)
+            assert list(found) == asked
+            assert found == {user: await store.history(user, limit) for user in asked}
+        assert found["s:visit"].user == "u:2"
+        assert found["u:4"] == History("u:4")
+        assert found["u:11"] == History("u:11")
+
     async def test_the_version_of_a_person_is_the_sequence_of_their_last_write(self, store):
         await store.append([event("1"), event("2", user="u:bob"), event("3"), event("4", user="u:bob")])
         sequences = {one.event_id: sequence for sequence, one in await log_of(store)}
@@ -265,6 +283,7 @@ class StateStoreSuite:
     async def test_a_key_that_cannot_be_kept_cannot_be_asked_for(self, store, bad):
         for call in (
             lambda: store.history(bad, 10),
+            lambda: store.histories(["u:ann", bad], 10),
             lambda: store.versions(["u:ann", bad]),
             lambda: store.erase(bad),
             lambda: store.items(["a", bad]),
@@ -767,6 +786,7 @@ class StateStoreSuite:
         for call in (
             lambda: store.append([event("2")]),
             lambda: store.history("u:ann", 10),
+            lambda: store.histories(["u:ann"], 10),
             lambda: store.versions(["u:ann"]),
             lambda: store.put_person(ANN),
             lambda: store.link("s:x", "u:ann"),

@@ -22,6 +22,7 @@ from raysys.config import CUSTOM_WEIGHT, DWELL_FULL_S, EVENT_WEIGHTS, ProfileSet
 from raysys.types import Event, Interaction, Person, Profile, Saying
 
 DAY_S = 86_400.0
+WEIGHT_CAP = 3.0  # one item counts at most like three plain views
 DESCRIPTION = "description"  # the evidence, kind and event id of what people say about themselves
 
 _KINDS = frozenset({*EVENT_WEIGHTS, "rating"})

@@ -6,6 +6,7 @@ from dataclasses import replace
 from raysys.clock import Clock
 from raysys.config import ProfileSettings
 from raysys.profile.fold import fold
+from raysys.profile.follows import Friends
 from raysys.state.protocol import StateStore
 from raysys.types import Profile
 
@@ -15,12 +16,15 @@ class Profiles:
 
     They are kept up to ``max_cached_interactions`` interactions and sayings in all; the ones used longest ago make
     room. Whoever writes the store, the next ``of`` sees it, since it always asks the store for the version.
+
+    ``friends``: what those whom a profile follows like, read from the same store.
     """
 
     def __init__(
         self, state: StateStore, settings: ProfileSettings, clock: Clock, max_cached_interactions: int = 500_000
     ) -> None:
         self._state, self._settings, self._clock = state, settings, clock
+        self.friends = Friends(state, settings, clock)
         self._free = max_cached_interactions
         self._kept: OrderedDict[str, Profile] = OrderedDict()
 

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import ProfileSettings
-from raysys.profile.fold import DAY_S, DESCRIPTION, evidence, latest
+from raysys.profile.fold import DAY_S, DESCRIPTION, WEIGHT_CAP, evidence, latest
+from raysys.profile.follows import owners_of
 from raysys.types import Interaction, Profile, Saying, Vectors
 
 # Weights of the ids that come with a request: ``history`` counts as a view, ``positive`` and ``negative`` as a like
 # and a dislike.
 _VIEW, _LIKE, _DISLIKE = 1.0, 2.0, 2.0
-_WEIGHT_CAP = 3.0  # one item counts at most like three plain views
 NEGATIVE_SHARE = 0.5
 _TINY = 1e-6
 _NOW_S = math.inf  # what has no time of its own is as new as can be
@@ -27,6 +27,7 @@ class Seeds:
     weights, negative_weights: [len(items)], [len(negatives)] float32. A plain view just now weighs 1.
     timestamps_s: [len(items)] float64, of each liked item's latest event; inf for an id of the request.
     sayings: texts, the description first, then oldest first. saying_weights: [len(sayings)] float32, < 0 away from it.
+    owners: of items, those that the user follows.
     """
 
     items: tuple[str, ...]
@@ -37,6 +38,7 @@ class Seeds:
     seen: frozenset[str]
     sayings: tuple[str, ...]
     saying_weights: NDArray[np.float32]
+    owners: tuple[str, ...] = ()
 
 
 def seeds(
@@ -75,7 +77,8 @@ def seeds(
     negatives, negative_weights = _recent(disliked, settings, pinned)
     sayings, saying_weights = _spoken(profile.sayings, settings, pinned)
     times_s = np.array([liked[item_id].timestamp_s for item_id in items], dtype=np.float64)
-    return Seeds(items, weights, times_s, negatives, negative_weights, seen, sayings, saying_weights)
+    owners = owners_of(profile.person)
+    return Seeds(items, weights, times_s, negatives, negative_weights, seen, sayings, saying_weights, owners)
 
 
 def decayed_mean(
@@ -133,7 +136,7 @@ def _faded(
 ) -> NDArray[np.float32]:
     """[n] float32 weights that fade with the steps and the days back from the newest; pinned ones do not."""
     steps_back = np.arange(len(names) - 1, -1, -1)
-    capped = np.clip(np.array([each.weight for each in found], dtype=np.float64), -_WEIGHT_CAP, _WEIGHT_CAP)
+    capped = np.clip(np.array([each.weight for each in found], dtype=np.float64), -WEIGHT_CAP, WEIGHT_CAP)
     fade = settings.step_decay**steps_back * 0.5 ** _half_lives(found, settings)
     if pinned:
         fade[np.array([name in pinned for name in names], dtype=bool)] = 1.0

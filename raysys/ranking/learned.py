@@ -28,8 +28,9 @@ Scores = NDArray[np.float32]
 class LearnedRanking(Settings):
     """What was learned, as it stands in a snapshot.
 
-    weights: by source; those of the settings for what could not be learned. columns: the sources that the trees look
-    at, in this order, and the weighted sum behind them. trees: nested, as in ``Trees.of``. report: how it was learned.
+    weights: of the sources that could be learned from; the others have those of the settings. columns: the sources that
+    the trees look at, in this order; behind them they have the weighted sum. trees: nested, as in ``Trees.of``.
+    report: how it was learned.
     """
 
     weights: dict[str, float]
@@ -60,8 +61,9 @@ class LearnedRanking(Settings):
 class LearnedRanker:
     """Scores candidates by a learned ranking, each for itself."""
 
-    def __init__(self, learned: LearnedRanking) -> None:
-        self._weights = np.array([learned.weights.get(name, 0.0) for name in SOURCES], dtype=np.float32)
+    def __init__(self, learned: LearnedRanking, settings: RankingSettings) -> None:
+        weights = [learned.weights.get(name, getattr(settings, name)) for name in SOURCES]
+        self._weights = np.array(weights, dtype=np.float32)
         self._columns = np.array([SOURCES.index(name) for name in learned.columns], dtype=np.intp)
         self._trees, self._gain, self._floor = Trees.of(learned.trees), learned.gain, learned.floor
 
@@ -83,4 +85,4 @@ class LearnedRanker:
 def open_ranker(settings: RankingSettings, snapshot: Path | None) -> LinearRanker | LearnedRanker:
     """The ranker that these settings ask for, over the snapshot in this folder; None = without one."""
     learned = LearnedRanking.load(snapshot) if settings.learned and snapshot is not None else None
-    return LinearRanker(settings) if learned is None else LearnedRanker(learned)
+    return LinearRanker(settings) if learned is None else LearnedRanker(learned, settings)

@@ -22,6 +22,7 @@ from raysys.recall.merge import n_best
 from raysys.recall.trending import Trends
 from raysys.types import (
     FRESH,
+    FRIENDS,
     POPULAR,
     PROFILE,
     QUERY,
@@ -34,6 +35,7 @@ from raysys.types import (
     TRENDING,
     WORDS,
     Candidates,
+    FriendLikes,
     Keys,
     RecallQuery,
     Terms,
@@ -323,7 +325,7 @@ class Shard:
         return self._candidates(rows, scores, _found_by(rows, found), near.exact)
 
     def _scored(self, query: RecallQuery) -> dict[int, _Hits]:
-        """(rows, ascending; scores) of the items that these sources know: those of behaviour, and of the words."""
+        """(rows, ascending; scores) of the items that these sources know: by behaviour, by words, by friends."""
         found: dict[int, _Hits] = {}
         for source, leading in ((TRANSITION, self.files.transition), (RIDGE, self.files.ridge)):
             found[source] = leading.score(query.history_keys, query.history_weights)
@@ -334,7 +336,16 @@ class Shard:
         for source, wanted in ((QUERY_WORDS, query.query_words), (WORDS, query.words)):
             if wanted is not None:
                 found[source] = self._with_words(wanted)
+        if query.friends is not None:
+            found[FRIENDS] = self._of_friends(query.friends)
         return found
+
+    def _of_friends(self, liked: FriendLikes) -> _Hits:
+        """(rows, ascending; scores): those of these items that are served here."""
+        rows = self._locate(liked.keys)
+        served = np.flatnonzero(rows >= 0)
+        by_row = served[np.argsort(rows[served], kind="stable")]  # fast for what is nearly sorted
+        return rows[by_row], liked.weights[by_row]
 
     def _with_words(self, wanted: Terms) -> _Hits:
         """(rows, ascending; scores): what holds any of these terms."""

@@ -216,6 +216,7 @@ class People:
             removed["impressions"] = await asyncio.to_thread(self._impressions.erase, *who)
         removed["vectors in memory"] = current.texts.forget(keys)
         removed |= await self._state.erase(who[0], keys)
+        self._profiles.friends.forget(who)
         notes = {place: {"note": note} for place, note in _NOTES.items()}
         return [{"place": place, "removed": n, "state": "gone", **notes.get(place, {})} for place, n in removed.items()]
 

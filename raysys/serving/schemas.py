@@ -181,7 +181,9 @@ class UserEntry(Body):
         default=None, description="As in BCP 47."
     )
     attributes: Annotated[dict[str, Any], Field(max_length=50)] = {}
-    follows: Ids = Field(default=(), description="Ids of items or owners. They are kept, and not used yet.")
+    follows: Ids = Field(
+        default=(), description="Whom they follow: people as `user:<user_id>`, any other id is an `owner_id` of items."
+    )
 
 
 class UsersBody(Body):

@@ -46,7 +46,9 @@ class Service:
 
     async def _for_person(self, route: Route, current: Current, request: Request) -> dict[str, Any]:
         profile, degraded = await self._profile(request.user)
-        answer = await current.recommender.recommend(request, profile)
+        friends, has_all = await self._profiles.friends.of(profile)
+        answer = await current.recommender.recommend(request, profile, friends)
+        degraded += [] if has_all else ["friends"]
         return self._list(route, request.user, answer, current.recommender.unknown(request), degraded)
 
     async def _search(self, route: Route, request: Request) -> dict[str, Any]:

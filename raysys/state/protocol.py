@@ -51,6 +51,10 @@ class StateStore(Protocol):
         """
         ...
 
+    async def histories(self, users: Sequence[str], limit: int) -> dict[str, History]:
+        """``history`` of several users in one go, by the key asked for; all from one state of the store."""
+        ...
+
     async def versions(self, users: Sequence[str]) -> dict[str, int]:
         """The version of each of these users, 0 for a stranger."""
         ...

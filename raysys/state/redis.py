@@ -124,15 +124,13 @@ class RedisState:
         """See ``StateStore.history``. One round trip, and a known version brings back nothing."""
         records.check_key(user, "user")
         answer = await self._run(redis_scripts.HISTORY, [user, str(limit), str(known_version)])
-        if answer is None:
-            return None
-        owner, version, person, events = answer[0].decode(), int(answer[1]), answer[2], answer[3]
-        return History(
-            owner,
-            version,
-            tuple(records.event_from_json(record, owner) for record in events),
-            None if person is None else records.person_from_json(person, owner),
-        )
+        return None if answer is None else _history(answer)
+
+    async def histories(self, users: Sequence[str], limit: int) -> dict[str, History]:
+        """See ``StateStore.histories``. One round trip."""
+        _check_keys(users, "users")
+        answers = await self._run(redis_scripts.HISTORIES, [str(limit), *users])
+        return {user: _history(answer) for user, answer in zip(users, answers, strict=True)}
 
     async def versions(self, users: Sequence[str]) -> dict[str, int]:
         """See ``StateStore.versions``."""
@@ -263,6 +261,16 @@ class RedisState:
 def _check_keys(keys: Iterable[str], field: str) -> None:
     for key in keys:
         records.check_key(key, field)
+
+
+def _history(answer: Sequence[Any]) -> History:
+    owner, version, person, events = answer[0].decode(), int(answer[1]), answer[2], answer[3]
+    return History(
+        owner,
+        version,
+        tuple(records.event_from_json(record, owner) for record in events),
+        None if person is None else records.person_from_json(person, owner),
+    )
 
 
 def _number(number: float | None) -> str:

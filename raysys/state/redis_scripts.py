@@ -71,25 +71,46 @@ return outcomes
 """
 )
 
-# ARGV: user, limit, known version. Returns nil where it is that one, else user, version, person or nil, records.
-# Lua can pass some 8,000 values to one call.
-HISTORY = (
-    _KEYS
-    + """
-local user, limit = resolve(ARGV[1]), tonumber(ARGV[2])
-local current = version(user)
-if current == ARGV[3] then return false end
-local records = {}
-if limit > 0 then
-  local ids = call('ZREVRANGE', times(user), 0, limit - 1)
-  for first = 1, #ids, 5000 do
-    local last = math.min(first + 4999, #ids)
-    for _, record in ipairs(call('HMGET', events(user), unpack(ids, first, last))) do
-      records[#records + 1] = record
+# User, version, person or false, records. Lua can pass some 8,000 values to one call.
+_HISTORY = """
+local function history(user, current, limit)
+  local records = {}
+  if limit > 0 then
+    local ids = call('ZREVRANGE', times(user), 0, limit - 1)
+    for first = 1, #ids, 5000 do
+      local last = math.min(first + 4999, #ids)
+      for _, record in ipairs(call('HMGET', events(user), unpack(ids, first, last))) do
+        records[#records + 1] = record
+      end
     end
   end
+  return {user, current, call('HGET', PEOPLE, user), records}
 end
-return {user, current, call('HGET', PEOPLE, user), records}
+"""
+
+# ARGV: user, limit, known version. Returns nil where it is that one, else user, version, person or nil, records.
+HISTORY = (
+    _KEYS
+    + _HISTORY
+    + """
+local user = resolve(ARGV[1])
+local current = version(user)
+if current == ARGV[3] then return false end
+return history(user, current, tonumber(ARGV[2]))
+"""
+)
+
+# ARGV: limit, then users. Returns user, version, person or nil, records of each.
+HISTORIES = (
+    _KEYS
+    + _HISTORY
+    + """
+local found = {}
+for i = 2, #ARGV do
+  local user = resolve(ARGV[i])
+  found[#found + 1] = history(user, version(user), tonumber(ARGV[1]))
+end
+return found
 """
 )
 
@@ -287,6 +308,7 @@ return {call('HLEN', OWNERS), call('HLEN', VERSIONS), call('HLEN', ITEMS), call(
 ALL = (
     APPEND,
     HISTORY,
+    HISTORIES,
     VERSIONS,
     PUT_PERSON,
     LINK,

@@ -137,11 +137,14 @@ class SqliteState:
             if _version(reader, user)[1] == known_version:
                 return None
             with _transaction(reader, "DEFERRED"):  # so that version and events are of one state
-                user, version = _version(reader, user)
-                rows = reader.execute(_LATEST, (user, limit)).fetchall()
-                record = reader.execute("SELECT record FROM people WHERE user = ?", (user,)).fetchone()
-        person = None if record is None else records.person_from_json(record[0], user)
-        return History(user, version, tuple(_event(row) for row in rows), person)
+                return _history(reader, *_version(reader, user), limit)
+
+    async def histories(self, users: Sequence[str], limit: int) -> dict[str, History]:
+        """See ``StateStore.histories``."""
+        for user in users:
+            records.check_key(user, "users")
+        with self._reading() as reader, _transaction(reader, "DEFERRED"):
+            return {user: _history(reader, *_version(reader, user), limit) for user in users}
 
     async def versions(self, users: Sequence[str]) -> dict[str, int]:
         """See ``StateStore.versions``."""
@@ -437,6 +440,13 @@ def _event(row: _Row) -> Event:
 def _version(connection: sqlite3.Connection, user: str) -> tuple[str, int]:
     """(the user that the key stands for, their version)."""
     return connection.execute(_VERSION, (user,)).fetchone() or (user, 0)
+
+
+def _history(connection: sqlite3.Connection, user: str, version: int, limit: int) -> History:
+    rows = connection.execute(_LATEST, (user, limit)).fetchall()
+    record = connection.execute("SELECT record FROM people WHERE user = ?", (user,)).fetchone()
+    person = None if record is None else records.person_from_json(record[0], user)
+    return History(user, version, tuple(_event(row) for row in rows), person)
 
 
 def _last_sequence(connection: sqlite3.Connection) -> int:

@@ -33,7 +33,20 @@ from raysys.recall.shard import Shard
 from raysys.recommender import Recommender
 from raysys.training import log
 from raysys.training.plan import BuildPlan
-from raysys.types import FRESH, QUERY, QUERY_WORDS, SAID, SOURCES, TRENDING, Event, Keys, Profile, Request, Vectors
+from raysys.types import (
+    FRESH,
+    FRIENDS,
+    QUERY,
+    QUERY_WORDS,
+    SAID,
+    SOURCES,
+    TRENDING,
+    Event,
+    Keys,
+    Profile,
+    Request,
+    Vectors,
+)
 
 KEPT = 200  # candidates of a list, the best by the weights of the settings
 SEEN_BY_TREES = 100  # of those, the best by the learned weights
@@ -42,7 +55,7 @@ LEAST_LISTS = 100  # with an item that people went on to like; from fewer nothin
 LEAST_LISTS_FOR_TREES = 500
 FOLDS = 3
 LEAST_KNOWN = 0.01  # of the candidates: what a source says of fewer is not learned from
-NOT_LEARNED = (QUERY, SAID, QUERY_WORDS, TRENDING, FRESH)  # nobody in the log asked, wrote, or came at the time
+NOT_LEARNED = (QUERY, SAID, QUERY_WORDS, FRIENDS, TRENDING, FRESH)  # what the log of the past does not hold
 STEPS = (0.0, 0.06, 0.12, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # of a weight
 TREES: dict[str, Any] = {
     "objective": "lambdarank",
@@ -218,7 +231,7 @@ def fit(lists: Lists, settings: RankingSettings) -> LearnedRanking | None:
     for number in range(FOLDS):
         train, held = (lists.take(np.flatnonzero(is_in)) for is_in in (lists.fold != number, lists.fold == number))
         for found, learned in zip(steps, _steps(train, settings), strict=False):
-            found.append(ndcg(held, _scored(learned, held)))
+            found.append(ndcg(held, _scored(learned, settings, held)))
     judged = {name: np.concatenate(found) for name, found in zip(_NAMES, steps, strict=True) if len(found) == FOLDS}
     chosen = max(judged, key=lambda name: float(judged[name].mean()))
     learned = _steps(lists, settings)[_NAMES.index(chosen)]
@@ -232,7 +245,7 @@ def _steps(lists: Lists, settings: RankingSettings) -> list[LearnedRanking]:
     """What the settings say, then what is learned by each step, as far as there is enough to learn from."""
     found = lists.found()
     weights = search(found, _defaults(settings))
-    steps = [_of_weights(_defaults(settings)), _of_weights(weights)]
+    steps = [LearnedRanking(weights={}), _of_weights(weights, found)]
     return [*steps, _with_trees(found, weights)] if len(found) >= LEAST_LISTS_FOR_TREES else steps
 
 
@@ -240,8 +253,8 @@ def _defaults(settings: RankingSettings) -> Weights:
     return np.array([getattr(settings, name) for name in SOURCES], dtype=np.float32)
 
 
-def _of_weights(weights: Weights) -> LearnedRanking:
-    return LearnedRanking(weights=dict(zip(SOURCES, map(float, weights), strict=True)))
+def _of_weights(weights: Weights, lists: Lists) -> LearnedRanking:
+    return LearnedRanking(weights={SOURCES[c]: float(weights[c]) for c in _learnable(lists)})
 
 
 def search(lists: Lists, start: Weights) -> Weights:
@@ -280,7 +293,7 @@ def _with_trees(lists: Lists, weights: Weights) -> LearnedRanking:
     data = lightgbm.Dataset(rows, lists.relevant[seen].astype(np.int8), group=groups[groups > 0])
     booster = lightgbm.train(TREES, data, ROUNDS)
     grown = booster.predict(rows, num_threads=1)
-    return _of_weights(weights).model_copy(
+    return _of_weights(weights, lists).model_copy(
         update={
             "columns": tuple(SOURCES[c] for c in columns),
             "trees": tuple(_nested(tree["tree_structure"]) for tree in booster.dump_model()["tree_info"]),
@@ -298,9 +311,9 @@ def _nested(node: Mapping[str, Any]) -> dict[str, Any]:
     return split | {"left": _nested(node["left_child"]), "right": _nested(node["right_child"])}
 
 
-def _scored(learned: LearnedRanking, lists: Lists) -> NDArray[np.float32]:
+def _scored(learned: LearnedRanking, settings: RankingSettings, lists: Lists) -> NDArray[np.float32]:
     scores = np.full(lists.there.shape, -np.inf, np.float32)
-    scores[lists.there] = LearnedRanker(learned).score([lists.scores[lists.there]])[0]
+    scores[lists.there] = LearnedRanker(learned, settings).score([lists.scores[lists.there]])[0]
     return scores
 
 

@@ -313,6 +313,13 @@ async def test_a_history_is_one_round_trip(admin, shared_server, open_on):
     assert await commands_of(admin, store.history("u:ann", 1_000, version)) == {"evalsha": 1, "hget": 2}
 
 
+async def test_several_histories_are_one_round_trip(admin, shared_server, open_on):
+    store = open_on(shared_server.url)
+    await store.append([event(f"{n}", float(n), f"u:{n % 5}") for n in range(20)])
+    made = await commands_of(admin, store.histories([f"u:{n}" for n in range(5)], 10))
+    assert made == {"evalsha": 1, "hget": 15, "zrevrange": 5, "hmget": 5}
+
+
 async def test_a_long_history_is_read_whole(admin, shared_server, open_on):
     store = open_on(shared_server.url)
     for start in range(0, 20_000, 2_000):

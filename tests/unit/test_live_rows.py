@@ -28,7 +28,7 @@ from raysys.recall.live_table import add_rows, item_table
 from raysys.recall.merge import concatenate, merge
 from raysys.recall.shard import Shard
 from raysys.training.local import build_here
-from raysys.types import FRESH, POPULAR, QUERY, SOURCES, TRANSITION, Candidates, ItemChange, RecallQuery
+from raysys.types import FRESH, POPULAR, QUERY, SOURCES, TRANSITION, Candidates, FriendLikes, ItemChange, RecallQuery
 
 Fields = Mapping[str, Any]
 
@@ -210,8 +210,10 @@ def queries(ids: Sequence[str], seed: int) -> Iterator[RecallQuery]:
         {"query": near("quasar " + WORDS[seed % 4])},
         {"profile": unit(random.normal(size=DIM))[None], "said": np.stack([near("fjord"), near("quasar")])},
     )
-    everything = {**history, **text, **taste}
-    for given_parts in (text, taste, history, {}, everything):
+    liked = np.unique(some(30))
+    social = {"friends": FriendLikes(liked, random.random(len(liked)).astype(np.float32))}
+    everything = {**history, **text, **taste, **social}
+    for given_parts in (text, taste, history, social, {}, everything):
         for filter in (None, FILTERS[int(random.integers(len(FILTERS)))]):
             now_s = NOW_S + float(random.integers(-2, 3)) * DAY_S
             exclude = some(int(random.integers(0, 8)))

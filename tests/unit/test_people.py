@@ -503,7 +503,7 @@ async def test_the_routes_are_described(client: httpx.AsyncClient) -> None:
     assert names <= document["components"]["schemas"].keys()
     verbs = ("", ":get", ":edit", ":merge", ":export", ":delete")
     assert {f"/v1/users{verb}" for verb in verbs} <= document["paths"].keys()
-    assert "not used yet" in document["components"]["schemas"]["UserEntry"]["properties"]["follows"]["description"]
+    assert "user:<user_id>" in document["components"]["schemas"]["UserEntry"]["properties"]["follows"]["description"]
 
 
 # The two calls that this needs of the store

@@ -1,5 +1,6 @@
 """The exact oracle: recall in any number of shards equals brute force over the whole catalogue."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from raysys.recall.trending import Trends
 from raysys.types import (
     FACTORS,
     FRESH,
+    FRIENDS,
     POPULAR,
     PROFILE,
     QUERY,
@@ -32,6 +34,7 @@ from raysys.types import (
     TRANSITION,
     TRENDING,
     Candidates,
+    FriendLikes,
     ItemChange,
     RecallQuery,
 )
@@ -86,6 +89,9 @@ class Oracle:
                 scores[:, source] += weight * weights.get(key, 0)
         if FACTORS in query.placed:
             scores[:, FACTORS] = self.space @ query.placed[FACTORS]
+        if query.friends is not None:
+            for key, weight in zip(query.friends.keys.tolist(), query.friends.weights.tolist(), strict=True):
+                scores[self.keys == key, FRIENDS] = weight
         scores[:, TRENDING] = self.trending(query.now_s)
         age_s = np.floor(query.now_s) - self.since_s
         scores[:, FRESH] = np.where((age_s >= 0) & (age_s < 14 * DAY_S), 0.5 ** np.abs(age_s / (3 * DAY_S)), 0)
@@ -109,6 +115,7 @@ class Oracle:
             TRANSITION: visible & (scores[:, TRANSITION] != 0),
             RIDGE: visible & (scores[:, RIDGE] != 0),
             FACTORS: visible & (scores[:, FACTORS] > 0),
+            FRIENDS: visible & (scores[:, FRIENDS] != 0),
         }
         found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
         for source in (TRENDING, FRESH):
@@ -207,8 +214,15 @@ def random_query(shop: Shop, seed: int, **changes) -> RecallQuery:
         exclude_keys=item_keys(items),
         k=int(random.integers(1, 60)),
         placed={FACTORS: random.normal(size=SPACE_DIM).astype(np.float32)} if seed % 3 else {},
+        friends=friends([f"item-{n}" for n in random.integers(N_ITEMS + 9, size=90)], random) if seed % 3 else None,
         **changes,
     )
+
+
+def friends(items: Sequence[str], random: np.random.Generator) -> FriendLikes:
+    """Likes of these items, several of equal weight."""
+    keys = np.unique(item_keys(items))
+    return FriendLikes(keys, random.integers(1, 6, len(keys)).astype(np.float32) / 5)
 
 
 def as_found(candidates: Candidates) -> Found:
@@ -250,10 +264,11 @@ def test_filtered_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Sh
     assert_same(as_found(ask(shards, query)), oracle.recall(query, keeps))
 
 
-@pytest.mark.parametrize("part", ["query", "profile", "history", "nothing"])
+@pytest.mark.parametrize("part", ["query", "profile", "history", "friends", "nothing"])
 def test_each_source_alone_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Shard], part: str) -> None:
-    full = random_query(shop, 3)
+    full = random_query(shop, 4)
     query = plain(
+        friends=full.friends if part == "friends" else None,
         query=full.query if part == "query" else None,
         profile=full.profile if part == "profile" else None,
         history_keys=full.history_keys if part == "history" else np.empty(0, np.uint64),
