@@ -9,7 +9,7 @@ process plain objects (``in_process.py``); the path is the same and so are the a
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,13 +20,14 @@ from raysys.clock import Clock, SystemClock
 from raysys.config import ProfileSettings, RankingSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Unavailable, UnknownItem
+from raysys.explain import Asked, Explainer, Ranks
 from raysys.keys import item_keys
 from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
-from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
+from raysys.types import QUERY, Answer, Candidates, Cause, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
 
 LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 
@@ -44,6 +45,16 @@ class Ranker(Protocol):
     async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n] float32 from [n, len(SOURCES)] float32. Raises Unavailable."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranked:
+    """A list before it is read: scores, [n] float32, of the candidates, and which of them stand where."""
+
+    asked: Asked
+    candidates: Candidates
+    scores: NDArray[np.float32]
+    arranged: Arranged
 
 
 class Trace:
@@ -87,6 +98,7 @@ class Recommender:
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
         self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking)
+        self._explainer = Explainer(lookup, shards.recall)
         self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
 
@@ -96,19 +108,14 @@ class Recommender:
         The rules do not apply where ``only`` says what is to be ranked.
         """
         trace = Trace(self._clock)
-        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
-        taste = await self._taste(request, profile, known, trace)
-        trace.mark("profile")
         text = await self._encode(request.query, trace)
-        words = None if request.query is None else self.lookup.text_terms(request.query)
-        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, words)
-        candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
-        scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
-        arranged = await self._arrange(request, known.items, candidates, n_found, scores, trace)
-        items = await self._present(candidates, scores, arranged, trace)
-        unknown = text is None and taste.said is None and not known.items
+        ranked = await self._rank(request, profile, text, self._clock.now_s(), trace)
+        items = await self._present(ranked.candidates, ranked.scores, ranked.arranged, trace)
+        if request.explain:
+            items = await self._explain(ranked.asked, items, trace)
+        unknown = text is None and ranked.asked.taste.said is None and not ranked.asked.known.items
         reasons = ("cold_start",) if unknown else ()
-        return self._answer(request, items, candidates, trace, profile.version, reasons, arranged.unmet)
+        return self._answer(request, items, ranked.candidates, trace, profile.version, reasons, ranked.arranged.unmet)
 
     async def search(self, request: Request) -> Answer:
         """The items whose vectors are nearest to the query text, or to the mean of the ``positive`` items.
@@ -119,7 +126,7 @@ class Recommender:
         vector = await self._target(request)
         trace.mark("encode")
         nothing = seeds(Profile(""), self._settings)
-        query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes())
+        query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes(), self._clock.now_s())
         candidates, _ = await self._recall(query, (), trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
@@ -138,6 +145,20 @@ class Recommender:
         """Raises InvalidInput that names the field, for a rule of the list that cannot be applied to this catalogue."""
         self._arranger.check(request)
 
+    async def _rank(
+        self, request: Request, profile: Profile, text: Vectors | None, now_s: float, trace: Trace
+    ) -> _Ranked:
+        """The list of a request whose query is encoded, at this time: what it holds is not read yet."""
+        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
+        taste = await self._taste(request, profile, known, now_s, trace)
+        trace.mark("profile")
+        words = None if request.query is None else self.lookup.text_terms(request.query)
+        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, now_s, words)
+        candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
+        scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
+        arranged = await self._arrange(request, known.items, candidates, n_found, scores, trace)
+        return _Ranked(Asked(request, profile, known, taste, query), candidates, scores, arranged)
+
     async def _target(self, request: Request) -> Vectors:
         if request.query is not None:
             return await self._encode_text(request.query, "query")
@@ -151,14 +172,14 @@ class Recommender:
             )
         return mean
 
-    async def _taste(self, request: Request, profile: Profile, known: Seeds, trace: Trace) -> Tastes:
+    async def _taste(self, request: Request, profile: Profile, known: Seeds, now_s: float, trace: Trace) -> Tastes:
         is_plain = profile.version > 0 and not (request.history or request.positive or request.negative)
         position = self.lookup.live.position
         found = self._known_tastes.get(profile, position) if is_plain else None
         if found is not None:
             return found
         try:
-            found = await tastes(known, self.lookup, self._settings, self._clock.now_s())
+            found = await tastes(known, self.lookup, self._settings, now_s)
             if is_plain:
                 self._known_tastes.put(profile, position, found)
             return found
@@ -184,6 +205,7 @@ class Recommender:
         unwanted: set[str],
         text: Vectors | None,
         taste: Tastes,
+        now_s: float,
         words: Terms | None = None,
     ) -> RecallQuery:
         counting = known.weights >= LEAST_SHARE * known.weights.max(initial=0)
@@ -195,7 +217,7 @@ class Recommender:
             history_weights=known.weights[counting],
             exclude_keys=item_keys(unwanted if request.only is None else ()),
             filter=request.filter,
-            now_s=self._clock.now_s(),
+            now_s=now_s,
             k=max(self._k, request.limit),
             only=None if request.only is None else item_keys(request.only),
             query_words=words,
@@ -260,6 +282,39 @@ class Recommender:
             )
             for rank, (at, item_id, metadata) in enumerate(described, start=1)
         )
+
+    async def _explain(self, asked: Asked, items: tuple[RankedItem, ...], trace: Trace) -> tuple[RankedItem, ...]:
+        """The items with their reasons. What would be without a cause is only tried where all parts answered."""
+        is_tried = asked.request.explain == "full" and not trace.degraded
+
+        async def ranks_without(cause: Cause) -> Ranks:
+            return await self._ranks(*asked.without(cause), asked.query)
+
+        items, is_complete = await self._explainer.explain(
+            asked,
+            items,
+            None if "ranker" in trace.degraded else self._ranker.score,
+            ranks_without if is_tried else None,
+        )
+        if not is_complete:
+            trace.degraded.append("explain")
+        trace.mark("explain")
+        return items
+
+    async def _ranks(self, request: Request, profile: Profile, like: RecallQuery) -> Ranks:
+        """Where the items stand in the list of this request, with the encoded query and at the time of another.
+
+        With rules, of the items of the list; without, of as many as a source looks for: that many could be asked for,
+        and would stand so. Raises Unavailable where a part did not answer.
+        """
+        trace = Trace(self._clock)
+        ranked = await self._rank(request, profile, like.query, like.now_s, trace)
+        if trace.degraded:
+            raise Unavailable(f"{', '.join(trace.degraded)} did not answer")
+        has_rules = request.only is None and self._arranger.has_rules(request)
+        n = request.limit if has_rules else like.k
+        at = ranked.arranged.at if has_rules else top_n(ranked.scores, ranked.candidates.key, n)
+        return Ranks({key: rank for rank, key in enumerate(ranked.candidates.key[at].tolist(), start=1)}, n)
 
     def _answer(
         self,

@@ -40,6 +40,7 @@ Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("tex
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FieldName = Annotated[str, Field(min_length=1, max_length=256)]
+Language = Annotated[str, Field(min_length=1, max_length=35)]
 Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
 
 
@@ -96,6 +97,13 @@ class RecommendBody(Person):
     caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
     one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
     promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
+    explain: bool | Literal["full"] = Field(
+        default=False,
+        description="Whether each item comes with its reasons; `full`: also with what would be without the main one.",
+    )
+    language: Language | None = Field(
+        default=None, description="Of the reasons, as in BCP 47: en or zh. null = that of the user, else en."
+    )
 
 
 class RankBody(Person):
@@ -177,9 +185,7 @@ class UserEntry(Body):
 
     user_id: Id
     description: Text | None = Field(default=None, description="Who they are or what they like, in their own words.")
-    language: Annotated[str, Field(min_length=1, max_length=35)] | None = Field(
-        default=None, description="As in BCP 47."
-    )
+    language: Language | None = Field(default=None, description="As in BCP 47. That of the reasons, where we have it.")
     attributes: Annotated[dict[str, Any], Field(max_length=50)] = {}
     follows: Ids = Field(default=(), description="Ids of items or owners. They are kept, and not used yet.")
 
@@ -243,6 +249,31 @@ class UnmetAnswer(BaseModel):
     why: str
 
 
+class CauseAnswer(BaseModel):
+    """One thing that the person did or wrote, as a cause of an item's score."""
+
+    evidence: str = Field(description="The name to pin, mute or delete it by.")
+    kind: str = Field(description="Of the event, or `description`.")
+    share: float = Field(description="0 to 1, of all that lifts the item.")
+    item_id: str | None = Field(description="Of the item that the event is about; null for a text.")
+    title: str | None
+    sentence: str | None = Field(description="What they wrote; null for an item.")
+
+
+class ReasonAnswer(BaseModel):
+    """One reason why an item stands where it does, found out from its score."""
+
+    kind: Literal["source", "rule", "without"] = Field(
+        description="A source of the score, a rule of the list, or what would be without a cause."
+    )
+    name: str = Field(description="Of the source, the rule, or the evidence that is taken away.")
+    text: str = Field(description="A sentence for the person.")
+    share: float | None = Field(description="Of a source, 0 to 1: its part of all that lifts the item.")
+    causes: list[CauseAnswer] = Field(description="The weightiest first.")
+    words: list[str] = Field(description="That matched, the weightiest first.")
+    rank: int | None = Field(description="Without this rule or cause; null = not in the list.")
+
+
 class ItemAnswer(BaseModel):
     """One recommended item."""
 
@@ -254,6 +285,7 @@ class ItemAnswer(BaseModel):
     moved: list[MoveAnswer]
     promoted: bool
     label: str | None
+    reasons: list[ReasonAnswer] = Field(description="Why it stands here, where `explain` asks for it.")
 
 
 class ListAnswer(BaseModel):
