@@ -232,7 +232,9 @@ class _Finding:
 
     def _wide(self, parts: Shares) -> Shares:
         """[n, c] from [n, h]: of no text."""
-        return np.pad(parts, ((0, 0), (0, self._shape[1] - parts.shape[1])))
+        wide = np.zeros(self._shape)
+        wide[:, : parts.shape[1]] = parts
+        return wide
 
     async def _by_shards(self, sources: Sequence[int]) -> dict[int, Shares]:
         """By what each of the weightiest items of the history alone gives to the columns of these sources."""

@@ -48,11 +48,12 @@ def item_terms(fields: Mapping[str, Any], attributes: Collection[str] = ()) -> C
 
 
 def as_written(term: str, fields: Mapping[str, Any]) -> str:
-    """A term of an item as people read it: ``categories=drama`` is ``categories: Drama``."""
+    """A term of an item as people read it: ``categories=drama`` is ``Drama``, and ``brand=acme`` is ``brand: Acme``."""
     name, is_whole, value = term.partition("=")
     if not is_whole:
         return term
-    return f"{name}: {next((text for text in _texts(fields.get(name)) if _folded(text) == value), value)}"
+    written = next((text for text in _texts(fields.get(name)) if _folded(text) == value), value)
+    return written if name in READ else f"{name}: {written}"
 
 
 def without_parts(terms: Sequence[str]) -> list[str]:
