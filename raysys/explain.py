@@ -5,7 +5,7 @@ of the history, all at the same time. What cannot be found out is left out, and 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -65,7 +65,7 @@ LEAST_OF_SOURCE = 0.1  # of what a source gave: a cause that gave less is not na
 _OF_NO_EVENT = (QUERY, QUERY_WORDS, TRENDING, FRESH, POPULAR)
 _SPLIT_HERE = (PROFILE, SAID, WORDS)  # by vectors and terms, which a gateway can read; all others by the shards
 
-A = TypeVar("A")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +150,7 @@ class _Finding:
         self._ids = [item.item_id for item in items]
         self._scores = np.array([[item.sources.get(name, 0) for name in SOURCES] for item in items], dtype=np.float32)
         self._shape = len(items), len(asked.known.items) + len(asked.taste.sayings)
+        self._terms: Sequence[tuple[dict[int, str], Terms]] = ()  # of each item, by what they say
         self._history_terms = np.empty((0, 0), np.float32)  # [h, t] of the terms of ``query.words``
         self._titles: Mapping[str, str] = {}
         self._language = _language(asked)
@@ -164,7 +165,10 @@ class _Finding:
         for source, parts in splits.items():
             total += gave[:, [source]] * parts
         self._titles = await self._or(self._read_titles(splits, total), {})
-        return [_Found(list(self._reasons(at, gave[at], splits)), self._main(total[at])) for at in range(len(total))]
+        return [
+            _Found(list(self._reasons(at, gave[at], splits)), self._main(total[at]))
+            async for at in _in_turn(range(len(total)))
+        ]
 
     async def try_without(self, found: Sequence[_Found], ranks_without: RanksWithout) -> None:
         """Add what would be without the main cause of each of the first items. Each cause is tried once."""
@@ -185,6 +189,8 @@ class _Finding:
     async def _splits(self, gave: Shares) -> dict[int, Shares]:
         """By source, [n, c]: which part of what it gave to each item came by which cause."""
         sources = np.flatnonzero(gave.max(axis=0) >= LEAST_SHARE).tolist()
+        if WORDS in sources or QUERY_WORDS in sources:
+            self._terms = [self._lookup.named_terms(item.metadata) async for item in _in_turn(self._items)]
         splits: dict[int, Shares] = {}
         if PROFILE in sources or SAID in sources:
             splits |= await self._or(self._by_vectors(), {})
@@ -308,11 +314,6 @@ class _Finding:
         ]
         return written[:MOST_WORDS]
 
-    @cached_property
-    def _terms(self) -> list[tuple[dict[int, str], Terms]]:
-        """The terms of each item, and what they say."""
-        return [self._lookup.named_terms(item.metadata) for item in self._items]
-
     def _main(self, total: Shares) -> Cause | None:
         number = int(total.argmax()) if len(total) else -1
         return self._cause(number, float(total[number])) if number >= 0 and total[number] >= LEAST_SHARE else None
@@ -347,12 +348,19 @@ class _Finding:
         text = sentences.without(main, item.rank, rank, ranks.n, self._language)
         return Reason("without", main.evidence, text, causes=(main,), rank=rank)
 
-    async def _or(self, finding: Awaitable[A], otherwise: A) -> A:
+    async def _or(self, finding: Awaitable[T], otherwise: T) -> T:
         try:
             return await finding
         except Unavailable:
             self.is_complete = False
             return otherwise
+
+
+async def _in_turn(work: Iterable[T]) -> AsyncIterator[T]:
+    """Each of these, and other requests have a turn in between: a long list is much work for one thread."""
+    for each in work:
+        yield each
+        await asyncio.sleep(0)
 
 
 def _first(parts: Shares) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from raysys.index.filters import Filter
@@ -34,6 +34,13 @@ def _check_text(value: str) -> str:
     return value
 
 
+def _check_explain(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "full":  # to a Literal 1 is True
+        raise PydanticCustomError("explain", "must be false, true or 'full'")
+    return value
+
+
+Explain = Annotated[Literal[False, True, "full"], BeforeValidator(_check_explain)]
 Id = Annotated[str, AfterValidator(_check_id)]
 Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
 Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("text:"))]
@@ -97,7 +104,7 @@ class RecommendBody(Person):
     caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
     one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
     promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
-    explain: bool | Literal["full"] = Field(
+    explain: Explain = Field(
         default=False,
         description="Whether each item comes with its reasons; `full`: also with what would be without the main one.",
     )
