@@ -28,6 +28,7 @@ from raysys.profile.seeds import seeds
 from raysys.ranking import sentences
 from raysys.ranking.explain import LEAST_SHARE, main_terms, nearest, on_terms, pulls, shares, split, without_each
 from raysys.recommender import Recommender
+from raysys.tastes import tastes
 from raysys.types import (
     SOURCES,
     Answer,
@@ -295,6 +296,27 @@ async def test_an_items_part_is_what_leads_from_it(shop: Shop, path: Recommender
     assert checked > 50
 
 
+async def test_the_likeness_to_one_interest_comes_from_its_own_items(shop: Shop, path: Recommender) -> None:
+    topics = shop.world.item_topics
+    liked = tuple(f"item-{i}" for topic in (0, 1) for i in np.flatnonzero(topics == topic)[:4])
+    known = seeds(STRANGER, ProfileSettings(), positive=liked)
+    taste = await tastes(known, path.lookup, ProfileSettings(), FixedClock().now_s())
+    assert taste.liked is not None
+    assert len(taste.members) == len(taste.liked) == 2
+    contrast, named = path.catalogue.contrast, set()
+    for item in (await path.recommend(Request(limit=40, positive=liked, explain=True), STRANGER)).items:
+        if "profile" in (found := by_source(item)):
+            (vector,), _ = await path.lookup.vectors([item.item_id])
+            members = taste.members[int((taste.liked @ vector).argmax())]
+            history, _ = await path.lookup.vectors(known.items)
+            parts = pulls(vector[None], history[members], known.weights[members], contrast)[0].clip(min=0)
+            expected = {known.items[at]: part / parts.sum() for at, part in zip(members, parts, strict=True)}
+            for cause in found["profile"].causes:
+                assert cause.share == pytest.approx(found["profile"].share * expected[cause.evidence], rel=1e-3)
+                named.add(cause.evidence)
+    assert len(named) > 4
+
+
 async def test_what_is_named_for_words_has_them(shop: Shop, path: Recommender) -> None:
     checked = 0
     for user in PERSONS:
@@ -464,12 +486,13 @@ async def test_the_main_cause_is_the_one_with_the_largest_share(shop: Shop, path
             assert reason.causes[0].share >= max(named.values()) - 1e-6
 
 
-async def test_a_try_is_not_remembered_for_the_person(shop: Shop) -> None:
+async def test_a_try_is_not_remembered_for_the_person(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     path = recommender(shop.snapshot(3))
     profile = shop.profile(2)
     plain = await path.recommend(Request(limit=10), profile)
     full = await path.recommend(Request(limit=10, explain="full"), profile)
     assert [replace(item, reasons=()) for item in full.items] == list(plain.items)
+    monkeypatch.setattr(path.lookup, "vectors", raising(AssertionError("the taste of this profile is known")))
     assert (await path.recommend(Request(limit=10), profile)).items == plain.items
 
 
@@ -586,15 +609,17 @@ async def test_shards_that_go_away_leave_the_shares(shop: Shop, path: Recommende
 async def test_with_a_shard_missing_nothing_is_tried(shop: Shop) -> None:
     class Missing:
         def __init__(self) -> None:
-            self._shards = LocalRecall(open_shards(shop.snapshot(3)))
+            self._shards, self.recalls = LocalRecall(open_shards(shop.snapshot(3))), 0
 
         async def recall(self, snapshot_id, query):
+            self.recalls += 1
             found, _ = await self._shards.recall(snapshot_id, query)
             return found[1:], ["shard-00"]
 
-    answer = await recommender(shop.snapshot(3), shards=Missing()).recommend(
-        Request(limit=5, explain="full"), shop.profile(0)
-    )
+    shards = Missing()
+    path = recommender(shop.snapshot(3), shards=shards)
+    answer = await path.recommend(Request(limit=5, explain="full"), shop.profile(0))
+    assert shards.recalls <= 1 + MOST_EVENTS
     assert answer.degraded == ("shard-00", "explain")
     assert all(of_kind(item, "source") for item in answer.items)
     assert not any(of_kind(item, "without") for item in answer.items)
