@@ -41,7 +41,7 @@ class LocalRanker:
     def __init__(self, settings: RankingSettings, snapshot: Path | None = None) -> None:
         self._ranker = open_ranker(settings, snapshot)
 
-    async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    async def score(self, snapshot_id: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._ranker.score([scores])[0]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from raysys.errors import Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.index.words import NO_TERMS
+from raysys.keys import term_key
 from raysys.types import Candidates, Keys, Terms, Vectors
 from raysys.words import item_terms, text_terms
 
@@ -100,17 +101,18 @@ class Lookup:
         changed = await self.live.fields(np.array(list(states), dtype=np.uint64)) if states else {}
         for at, key in enumerate(found.keys.tolist()):
             if key in changed:
-                terms[at] = self.catalogue.vocabulary.weigh(item_terms(changed[key][1], self._attribute_names))
+                terms[at] = self.named_terms(changed[key][1])[1]
         return terms
+
+    def named_terms(self, fields: Mapping[str, Any]) -> tuple[dict[int, str], Terms]:
+        """(What each term of an item with these fields says, by key; the terms)."""
+        counts = item_terms(fields, self.catalogue.shards[0].attribute_names)
+        return {term_key(term): term for term in counts}, self.catalogue.vocabulary.weigh(counts)
 
     def text_terms(self, text: str) -> Terms:
         """What a text asks for by its terms."""
         vocabulary = self.catalogue.vocabulary
         return vocabulary.wanted(vocabulary.weigh(Counter(text_terms(text))))
-
-    @property
-    def _attribute_names(self) -> list[str]:
-        return self.catalogue.shards[0].attribute_names
 
     def hide_removed(self, candidates: Candidates, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores, with minus infinity for what was removed a moment ago, before every shard knows of it."""

@@ -9,7 +9,8 @@ process plain objects (``in_process.py``); the path is the same and so are the a
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from raysys.clock import Clock, SystemClock
 from raysys.config import ProfileSettings, RankingSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Unavailable, UnknownItem
+from raysys.explain import Asked, Explainer, Ranks
 from raysys.keys import item_keys
 from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
@@ -30,6 +32,7 @@ from raysys.types import (
     QUERY,
     Answer,
     Candidates,
+    Cause,
     FriendLikes,
     Profile,
     RankedItem,
@@ -52,9 +55,18 @@ class Recall(Protocol):
 
 
 class Ranker(Protocol):
-    async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n] float32 from [n, len(SOURCES)] float32. Raises Unavailable."""
+    async def score(self, snapshot_id: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n] float32 from [n, len(SOURCES)] float32, by what this snapshot has learned. Raises Unavailable."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranked:
+    """A list before it is read: scores, [n] float32, of the candidates, and which of them stand where."""
+
+    candidates: Candidates
+    scores: NDArray[np.float32]
+    arranged: Arranged
 
 
 class Trace:
@@ -98,6 +110,7 @@ class Recommender:
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
         self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking)
+        self._explainer = Explainer(lookup, shards.recall)
         self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
 
@@ -108,28 +121,24 @@ class Recommender:
         The rules do not apply where ``only`` says what is to be ranked.
         """
         trace = Trace(self._clock)
-        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
-        taste = await self._taste(request, profile, known, trace)
-        trace.mark("profile")
         text = await self._encode(request.query, trace)
-        words = None if request.query is None else self.lookup.text_terms(request.query)
-        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, words)
-        query = replace(query, friends=friends)
-        candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
-        scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
-        arranged = await self._arrange(request, known.items, candidates, n_found, scores, trace)
-        items = await self._present(candidates, scores, arranged, trace)
-        unknown = text is None and taste.said is None and taste.words is None and friends is None and not known.items
+        asked = await self._asked(request, profile, friends, text, self._clock.now_s(), trace)
+        ranked = await self._rank(asked, trace)
+        items = await self._present(ranked.candidates, ranked.scores, ranked.arranged, trace)
+        if request.explain:
+            items = await self._explain(asked, items, trace)
+        taste = asked.taste
+        unknown = (
+            text is None and taste.said is None and taste.words is None and friends is None and not asked.known.items
+        )
         reasons = ("cold_start",) if unknown else ()
-        return self._answer(request, items, candidates, trace, profile.version, reasons, arranged.unmet)
+        return self._answer(request, items, ranked.candidates, trace, profile.version, reasons, ranked.arranged.unmet)
 
     async def candidates(self, request: Request, profile: Profile) -> Candidates:
         """What recall finds for this person, scored by every source and not ranked."""
         trace = Trace(self._clock)
-        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
-        taste = await self._taste(request, profile, known, trace)
-        query = self._recall_query(request, known, _unwanted(request, profile, known), None, taste)
-        return (await self._recall(query, (), trace))[0]
+        asked = await self._asked(request, profile, None, None, self._clock.now_s(), trace)
+        return (await self._recall(asked.query, (), trace))[0]
 
     async def search(self, request: Request) -> Answer:
         """The items whose vectors are nearest to the query text, or to the mean of the ``positive`` items.
@@ -140,7 +149,7 @@ class Recommender:
         vector = await self._target(request)
         trace.mark("encode")
         nothing = seeds(Profile(""), self._settings)
-        query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes())
+        query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes(), self._clock.now_s())
         candidates, _ = await self._recall(query, (), trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
@@ -159,6 +168,31 @@ class Recommender:
         """Raises InvalidInput that names the field, for a rule of the list that cannot be applied to this catalogue."""
         self._arranger.check(request)
 
+    async def _asked(
+        self,
+        request: Request,
+        profile: Profile,
+        friends: FriendLikes | None,
+        text: Vectors | None,
+        now_s: float,
+        trace: Trace,
+    ) -> Asked:
+        """What the shards are asked by a request whose query is encoded, at this time."""
+        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
+        taste = await self._taste(request, profile, known, now_s, trace)
+        trace.mark("profile")
+        words = None if request.query is None else self.lookup.text_terms(request.query)
+        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, now_s, words)
+        return Asked(request, profile, known, taste, replace(query, friends=friends))
+
+    async def _rank(self, asked: Asked, trace: Trace) -> _Ranked:
+        """The list, of which nothing is read yet."""
+        request = asked.request
+        candidates, n_found = await self._recall(asked.query, [p.item_id for p in request.promotions], trace)
+        scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
+        arranged = await self._arrange(request, asked.known.items, candidates, n_found, scores, trace)
+        return _Ranked(candidates, scores, arranged)
+
     async def _target(self, request: Request) -> Vectors:
         if request.query is not None:
             return await self._encode_text(request.query, "query")
@@ -172,14 +206,14 @@ class Recommender:
             )
         return mean
 
-    async def _taste(self, request: Request, profile: Profile, known: Seeds, trace: Trace) -> Tastes:
+    async def _taste(self, request: Request, profile: Profile, known: Seeds, now_s: float, trace: Trace) -> Tastes:
         is_plain = profile.version > 0 and not (request.history or request.positive or request.negative)
         position = self.lookup.live.position
         found = self._known_tastes.get(profile, position) if is_plain else None
         if found is not None:
             return found
         try:
-            found = await tastes(known, self.lookup, self._settings, self._clock.now_s())
+            found = await tastes(known, self.lookup, self._settings, now_s)
             if is_plain:
                 self._known_tastes.put(profile, position, found)
             return found
@@ -205,6 +239,7 @@ class Recommender:
         unwanted: set[str],
         text: Vectors | None,
         taste: Tastes,
+        now_s: float,
         words: Terms | None = None,
     ) -> RecallQuery:
         counting = known.weights >= LEAST_SHARE * known.weights.max(initial=0)
@@ -216,7 +251,7 @@ class Recommender:
             history_weights=known.weights[counting],
             exclude_keys=item_keys(unwanted if request.only is None else ()),
             filter=request.filter,
-            now_s=self._clock.now_s(),
+            now_s=now_s,
             k=max(self._k, request.limit),
             only=None if request.only is None else item_keys(request.only),
             query_words=words,
@@ -239,7 +274,7 @@ class Recommender:
 
     async def _score(self, candidates: Candidates, trace: Trace) -> NDArray[np.float32]:
         try:
-            return await self._ranker.score(candidates.scores)
+            return await self._ranker.score(self.catalogue.snapshot_id, candidates.scores)
         except Unavailable:
             trace.degraded.append("ranker")
             total: NDArray[np.float32] = candidates.scores.sum(axis=1)
@@ -282,6 +317,40 @@ class Recommender:
             )
             for rank, (at, item_id, metadata) in enumerate(described, start=1)
         )
+
+    async def _explain(self, asked: Asked, items: tuple[RankedItem, ...], trace: Trace) -> tuple[RankedItem, ...]:
+        """The items with their reasons. What would be without a cause is only tried where all parts answered."""
+        is_tried = asked.request.explain == "full" and not trace.degraded
+
+        async def ranks_without(cause: Cause) -> Ranks:
+            return await self._ranks(*asked.without(cause), asked.query)
+
+        items, is_complete = await self._explainer.explain(
+            asked,
+            items,
+            None if "ranker" in trace.degraded else partial(self._ranker.score, self.catalogue.snapshot_id),
+            ranks_without if is_tried else None,
+        )
+        if not is_complete:
+            trace.degraded.append("explain")
+        trace.mark("explain")
+        return items
+
+    async def _ranks(self, request: Request, profile: Profile, like: RecallQuery) -> Ranks:
+        """Where the items stand in the list of this request, with the encoded query and at the time of another.
+
+        With rules, of the items of the list; without, of as many as a source looks for: that many could be asked for,
+        and would stand so. Raises Unavailable where a part did not answer.
+        """
+        trace = Trace(self._clock)
+        asked = await self._asked(request, profile, like.friends, like.query, like.now_s, trace)
+        ranked = await self._rank(asked, trace)
+        if trace.degraded:
+            raise Unavailable(f"{', '.join(trace.degraded)} did not answer")
+        has_rules = request.only is None and self._arranger.has_rules(request)
+        n = request.limit if has_rules else like.k
+        at = ranked.arranged.at if has_rules else top_n(ranked.scores, ranked.candidates.key, n)
+        return Ranks({key: rank for rank, key in enumerate(ranked.candidates.key[at].tolist(), start=1)}, n)
 
     def _answer(
         self,

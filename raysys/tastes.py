@@ -1,18 +1,22 @@
 """What a person is after, as vectors: arithmetic over vectors that exist already, of their items and of their words."""
 
+import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import ProfileSettings
 from raysys.lookup import Lookup
-from raysys.profile.interests import interests
+from raysys.profile.interests import Indices, interests
 from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
 from raysys.types import Profile, Terms, Vectors
 from raysys.words import whole_term
+
+T = TypeVar("T")
 
 MOST_KNOWN = 5_000  # people: some 30 MB at 384 dimensions
 MOST_SAID = 3  # texts that recall looks at, the weightiest
@@ -24,7 +28,8 @@ class Tastes:
     """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. words: the terms of what
     they like and follow. None where there is none. placed: as in ``RecallQuery``.
 
-    is_final: all that they said is encoded; what is not is left out.
+    is_final: all that they said is encoded; what is not is left out. members: of each interest, the places of its items
+    in ``Seeds.items``. sayings: the texts of ``said``.
     """
 
     liked: Vectors | None = None
@@ -32,6 +37,8 @@ class Tastes:
     words: Terms | None = None
     placed: Mapping[int, Vectors] = field(default_factory=dict)
     is_final: bool = True
+    members: tuple[Indices, ...] = ()
+    sayings: tuple[str, ...] = ()
 
 
 class KnownTastes:
@@ -64,16 +71,18 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     """The tastes of a person, each of them away from what they dislike. Raises Unavailable."""
     disliked, is_disliked = await lookup.vectors(known.negatives)
     disliked_weights = known.negative_weights[is_disliked]
-    said, said_weights = await _spoken(known, lookup)
+    said, said_weights, texts = await _spoken(known, lookup)
     against = said_weights < 0
     negatives = np.concatenate([disliked, said[against]])
     negative_weights = np.concatenate([disliked_weights, -said_weights[against]])
-    liked = await _liked(known, lookup, settings, now_s, negatives, negative_weights)
+    liked, members = _there(await _liked(known, lookup, settings, now_s, negatives, negative_weights))
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
-    wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
+    wanted = [(decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights), texts[i]) for i in for_them]
+    spoken, sayings = _there(wanted)
     words, placed = await _words(known, lookup, settings), _placed(known, lookup)
-    return Tastes(liked, _stack(wanted), words, placed, is_final=len(said) == len(known.sayings))
+    is_final = len(said) == len(known.sayings)
+    return Tastes(liked, spoken, words, placed, is_final, members, sayings)
 
 
 def _placed(known: Seeds, lookup: Lookup) -> dict[int, Vectors]:
@@ -106,20 +115,21 @@ async def _liked(
     now_s: float,
     negatives: Vectors,
     negative_weights: NDArray[np.float32],
-) -> Vectors | None:
+) -> list[tuple[Vectors | None, Indices]]:
+    """The vector of each interest, and the places of its items."""
     vectors, is_known = await lookup.vectors(known.items)
+    places = np.flatnonzero(is_known)
     weights, times_s = known.weights[is_known], np.minimum(known.timestamps_s[is_known], now_s)
     contrast = lookup.catalogue.contrast
     center = np.zeros(vectors.shape[1], dtype=np.float32) if contrast is None else contrast.mean
     found = interests(vectors, weights, times_s, settings, center)
     strengths = _strengths([i.vector for i in found], decayed_mean(negatives, negative_weights, *_NO_MORE), center)
     means = [decayed_mean(vectors[i.members], weights[i.members], negatives, negative_weights) for i in found]
-    return _stack(
-        [
-            mean if mean is None else np.float32(strength) * (mean if contrast is None else contrast.sharpen(mean))
-            for mean, strength in zip(means, strengths, strict=True)
-        ]
-    )
+    sharpened = [
+        mean if mean is None else np.float32(strength) * (mean if contrast is None else contrast.sharpen(mean))
+        for mean, strength in zip(means, strengths, strict=True)
+    ]
+    return [(vector, places[i.members]) for vector, i in zip(sharpened, found, strict=True)]
 
 
 def _strengths(liked: list[Vectors], disliked: Vectors | None, center: Vectors) -> list[float]:
@@ -138,8 +148,8 @@ def _cosine(one: Vectors, other: Vectors) -> float:
     return float(one @ other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-6)
 
 
-async def _spoken(known: Seeds, lookup: Lookup) -> tuple[Vectors, NDArray[np.float32]]:
-    """([s, dim], [s]): the vectors of what they said that are there, and the weights, below 0 for what they reject."""
+async def _spoken(known: Seeds, lookup: Lookup) -> tuple[Vectors, NDArray[np.float32], list[str]]:
+    """([s, dim], [s], texts): what they said that has a vector, and the weights, below 0 for what they reject."""
     found = await lookup.live.sayings(known.sayings) if known.sayings else []
     there = np.fromiter((vector is not None and vector.any() for vector in found), dtype=np.bool_)
     vectors = [vector for vector in found if vector is not None and vector.any()]
@@ -147,9 +157,11 @@ async def _spoken(known: Seeds, lookup: Lookup) -> tuple[Vectors, NDArray[np.flo
     return (
         np.stack(vectors) if vectors else np.empty((0, dim), dtype=np.float32),
         known.saying_weights[there] if len(found) else known.saying_weights[:0],
+        list(itertools.compress(known.sayings, there.tolist())),
     )
 
 
-def _stack(vectors: list[Vectors | None]) -> Vectors | None:
-    given = [vector for vector in vectors if vector is not None]
-    return np.stack(given) if given else None
+def _there(found: Sequence[tuple[Vectors | None, T]]) -> tuple[Vectors | None, tuple[T, ...]]:
+    """The vectors that there are, one a row, and what each of them is of."""
+    there = [(vector, of) for vector, of in found if vector is not None]
+    return np.stack([vector for vector, _ in there]) if there else None, tuple(of for _, of in there)

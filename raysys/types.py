@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -239,6 +239,8 @@ class Request:
     only: item ids to rank instead of looking for candidates.
     The list as a whole (``ranking.rerank``): diversity, calibration: 0..1; caps: before those of the settings, field by
     field; one_per: a field, of whose values each comes once. None = as in the settings.
+    explain: whether each item comes with its reasons; ``full``: also with what would be without the main one of them.
+    language: of their sentences, as in BCP 47; None = the person's.
     """
 
     limit: int
@@ -255,6 +257,42 @@ class Request:
     caps: tuple[Cap, ...] = ()
     one_per: str | None = None
     promotions: tuple[Promotion, ...] = ()
+    explain: bool | Literal["full"] = False
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One thing that a person did or wrote, as a cause of an item's score.
+
+    evidence: the name by which they pin, mute or delete it. kind: of the event, or ``description``. share: 0..1, of all
+    that lifts the item. item_id, title: of the item that the event is about. sentence: what they wrote.
+    """
+
+    evidence: str
+    kind: str
+    share: float
+    item_id: str | None = None
+    title: str | None = None
+    sentence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason why an item stands where it does.
+
+    kind: a ``source`` of its score, a ``rule`` of the list, or what would be ``without`` a cause. name: of the source,
+    the rule, the evidence. text: a sentence for the person. share: of a source, 0..1, of all that lifts the item.
+    causes: the weightiest first. words: that matched. rank: without this rule or cause; None = not in the list.
+    """
+
+    kind: Literal["source", "rule", "without"]
+    name: str
+    text: str
+    share: float | None = None
+    causes: tuple[Cause, ...] = ()
+    words: tuple[str, ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +300,8 @@ class RankedItem:
     """One line of an answer. ``sources``: the score that each source gave, for those that found it.
 
     moved: a rule of the list and the rank ``from`` which it moved the item: its rank without the rule, None = it would
-    not be in the list. promoted: it stands here whatever its score, with this label.
+    not be in the list. promoted: it stands here whatever its score, with this label. reasons: where they were asked
+    for, the weightiest source first.
     """
 
     item_id: str
@@ -273,6 +312,7 @@ class RankedItem:
     moved: tuple[Mapping[str, str | int | None], ...] = ()
     promoted: bool = False
     label: str | None = None
+    reasons: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -50,6 +50,21 @@ def item_terms(fields: Mapping[str, Any], attributes: Collection[str] = ()) -> C
 def whole_term(name: str, value: str) -> str:
     """The term that says that a field has this value."""
     return f"{name}={_folded(value)}"
+
+
+def as_written(term: str, fields: Mapping[str, Any]) -> str:
+    """A term of an item as people read it: ``categories=drama`` is ``Drama``, and ``brand=acme`` is ``brand: Acme``."""
+    name, is_whole, value = term.partition("=")
+    if not is_whole:
+        return term
+    written = next((text for text in _texts(fields.get(name)) if _folded(text) == value), value)
+    return written if name in READ else f"{name}: {written}"
+
+
+def without_parts(terms: Sequence[str]) -> list[str]:
+    """These terms but for those that are a part of another: a word of a whole value, a character of a pair."""
+    parts = {part for term in terms for part in text_terms(term.partition("=")[2] or term) if part != term}
+    return [term for term in terms if term not in parts]
 
 
 def _texts(value: Any) -> list[str]:

@@ -80,7 +80,7 @@ def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
     return _deploy(Gateway, "gateway", settings.gateway, user_config=FOLLOW, backpressure_config=BACKPRESSURE).bind(
         settings,
         encoder.bind(_encoder_settings(settings, manifest), settings.encoder_tier.threads),
-        ranker.bind(settings.ranking),
+        ranker.bind(settings.ranking, settings.index_root),
         *(shard.bind(number, n_shards, settings) for number, shard in enumerate(shards)),
     )
 

@@ -1,6 +1,7 @@
 """The Serve deployments: each a thin shell around an object that knows nothing of Ray."""
 
 import asyncio
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity, Role
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
-from raysys.ranking.linear import LinearRanker
+from raysys.ranking.learned import LearnedRanking, open_ranker
 from raysys.serving.follower import Follower
 from raysys.serving.front import Front
 from raysys.serving.shard_host import ShardHost, recall_thread
@@ -25,6 +26,7 @@ from raysys.types import Candidates, RecallQuery, Vectors
 
 START_DEADLINE_S = 120.0
 STATUS_DEADLINE_S = 1.0
+MOST_RANKINGS = 3  # the one in use, the one before, the one to come
 
 
 class Encoder:
@@ -67,13 +69,14 @@ class ShardReplica:
 
 
 class Ranker:
-    """Source scores to final scores."""
+    """Source scores to final scores, by what the snapshot has learned. Of snapshots it holds the last few in use."""
 
-    def __init__(self, settings: RankingSettings) -> None:
-        self._ranker = LinearRanker(settings)
+    def __init__(self, settings: RankingSettings, index_root: str) -> None:
+        store = SnapshotStore(index_root)
+        self._of = lru_cache(MOST_RANKINGS)(lambda snapshot_id: open_ranker(settings, store.folder(snapshot_id)))
 
-    async def score(self, batch: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        return self._ranker.score(batch)
+    async def score(self, batch: list[tuple[str, NDArray[np.float32]]]) -> list[NDArray[np.float32]]:
+        return [self._of(snapshot_id).score([scores])[0] for snapshot_id, scores in batch]
 
 
 @serve.ingress()
@@ -106,6 +109,7 @@ class Gateway:
         catalogue = Catalogue(self._store.folder(snapshot_id))
         identity = await call("encoder", lambda: self._encoder_handle.identity.remote(), START_DEADLINE_S)
         catalogue.manifest.check_encoder(identity)
+        LearnedRanking.load(catalogue.folder)  # refused here rather than by the rankers, in the middle of requests
         await self._shards.prepare(snapshot_id, START_DEADLINE_S)
         await self._front.take(catalogue, self._encoder.encode, self._shards, self._ranker)
 

@@ -47,7 +47,8 @@ class FusedGateway:
             self._settings.profile,
         )
         await shards.prepare(snapshot_id)
-        await self._front.take(catalogue, self._encoder.encode, shards, LocalRanker(self._settings.ranking))
+        ranker = LocalRanker(self._settings.ranking, catalogue.folder)
+        await self._front.take(catalogue, self._encoder.encode, shards, ranker)
         previous, self._shards = self._shards, shards
         if previous is not None:
             await previous.stop()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from raysys.index.filters import Filter
@@ -34,12 +34,20 @@ def _check_text(value: str) -> str:
     return value
 
 
+def _check_explain(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "full":  # to a Literal 1 is True
+        raise PydanticCustomError("explain", "must be false, true or 'full'")
+    return value
+
+
+Explain = Annotated[Literal[False, True, "full"], BeforeValidator(_check_explain)]
 Id = Annotated[str, AfterValidator(_check_id)]
 Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
 Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("text:"))]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FieldName = Annotated[str, Field(min_length=1, max_length=256)]
+Language = Annotated[str, Field(min_length=1, max_length=35)]
 Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
 
 
@@ -96,6 +104,13 @@ class RecommendBody(Person):
     caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
     one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
     promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
+    explain: Explain = Field(
+        default=False,
+        description="Whether each item comes with its reasons; `full`: also with what would be without the main one.",
+    )
+    language: Language | None = Field(
+        default=None, description="Of the reasons, as in BCP 47: en or zh. null = that of the user, else en."
+    )
 
 
 class RankBody(Person):
@@ -177,9 +192,7 @@ class UserEntry(Body):
 
     user_id: Id
     description: Text | None = Field(default=None, description="Who they are or what they like, in their own words.")
-    language: Annotated[str, Field(min_length=1, max_length=35)] | None = Field(
-        default=None, description="As in BCP 47."
-    )
+    language: Language | None = Field(default=None, description="As in BCP 47. That of the reasons, where we have it.")
     attributes: Annotated[dict[str, Any], Field(max_length=50)] = {}
     follows: Ids = Field(
         default=(), description="Whom they follow: people as `user:<user_id>`, any other id is an `owner_id` of items."
@@ -245,6 +258,31 @@ class UnmetAnswer(BaseModel):
     why: str
 
 
+class CauseAnswer(BaseModel):
+    """One thing that the person did or wrote, as a cause of an item's score."""
+
+    evidence: str = Field(description="The name to pin, mute or delete it by.")
+    kind: str = Field(description="Of the event, or `description`.")
+    share: float = Field(description="0 to 1, of all that lifts the item.")
+    item_id: str | None = Field(description="Of the item that the event is about; null for a text.")
+    title: str | None
+    sentence: str | None = Field(description="What they wrote; null for an item.")
+
+
+class ReasonAnswer(BaseModel):
+    """One reason why an item stands where it does, found out from its score."""
+
+    kind: Literal["source", "rule", "without"] = Field(
+        description="A source of the score, a rule of the list, or what would be without a cause."
+    )
+    name: str = Field(description="Of the source, the rule, or the evidence that is taken away.")
+    text: str = Field(description="A sentence for the person.")
+    share: float | None = Field(description="Of a source, 0 to 1: its part of all that lifts the item.")
+    causes: list[CauseAnswer] = Field(description="The weightiest first.")
+    words: list[str] = Field(description="That matched, the weightiest first.")
+    rank: int | None = Field(description="Without this rule or cause; null = not in the list.")
+
+
 class ItemAnswer(BaseModel):
     """One recommended item."""
 
@@ -256,6 +294,7 @@ class ItemAnswer(BaseModel):
     moved: list[MoveAnswer]
     promoted: bool
     label: str | None
+    reasons: list[ReasonAnswer] = Field(description="Why it stands here, where `explain` asks for it.")
 
 
 class ListAnswer(BaseModel):

@@ -29,7 +29,7 @@ class Service:
         if body.filter is not None:
             check(body.filter, current.catalogue.schema)
         request = Request(limit=body.limit, filter=body.filter, exclude_seen=body.exclude_seen, **_person(body))
-        request = replace(request, **_rules(body))
+        request = replace(request, **_rules(body), explain=body.explain, language=body.language)
         current.recommender.check(request)
         return await self._for_person("recommendations", current, request)
 

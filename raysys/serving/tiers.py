@@ -84,8 +84,8 @@ class RemoteRanker:
     def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
         self._tier = Tier("ranker", plain(handle).score.remote, settings, deadline_s)
 
-    async def score(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        ranked: NDArray[np.float32] = await self._tier.ask(scores)
+    async def score(self, snapshot_id: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        ranked: NDArray[np.float32] = await self._tier.ask((snapshot_id, scores))
         return ranked
 
 

@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,13 @@ def some_requests(recommender: Recommender) -> list[dict[str, Any]]:
         {"limit": 7, "positive": ids[:2]},
         {"limit": 7, "history": ids[:3], "negative": ids[3:], "query": title},
         {"limit": 500, "history": ids},
+        {"limit": 5, "history": ids[:3], "query": title, "explain": "full", "language": "zh"},
     ]
+
+
+def texts(items: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """What is said of each item."""
+    return [[reason["text"] for reason in item["reasons"]] for item in items]
 
 
 def test_the_job_publishes_a_snapshot_and_reports(job_log: list[str], raw: dict[str, Any]) -> None:
@@ -136,6 +143,7 @@ def test_remote_answers_equal_local_ones(api: Client, raw: dict[str, Any]) -> No
         local = asyncio.run(recommender.recommend(request, Profile("")))
         assert [item["item_id"] for item in remote["items"]] == [item.item_id for item in local.items]
         assert [item["score"] for item in remote["items"]] == pytest.approx([i.score for i in local.items], abs=1e-5)
+        assert texts(remote["items"]) == texts(map(asdict, local.items))
         assert remote["degraded"] == []
 
 
@@ -222,3 +230,4 @@ def test_fused_answers_equal_tiered_ones(
     for ours, theirs in zip(fused, tiered, strict=True):
         assert [item["item_id"] for item in ours] == [item["item_id"] for item in theirs]
         assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=1e-5)
+        assert texts(ours) == texts(theirs)

@@ -27,6 +27,7 @@ LAYERS = {
     "lookup": 4,
     "tastes": 4,
     "arrange": 4,
+    "explain": 4,
     "recommender": 4,
     "in_process": 4,
     "training": 4,

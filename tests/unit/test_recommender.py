@@ -292,7 +292,7 @@ async def test_a_callers_mistake_is_no_degradation(shop: Shop) -> None:
 class Broken:
     """A ranker that gives no numbers for some items."""
 
-    async def score(self, scores):
+    async def score(self, snapshot_id, scores):
         broken = scores.sum(axis=1)
         broken[::2] = np.nan
         broken[1::4] = np.inf
@@ -349,7 +349,7 @@ class Batched:
     async def recall(self, snapshot_id, query):
         return list(await asyncio.gather(*(shard.ask(query) for shard in self._shards))), []
 
-    async def score(self, scores):
+    async def score(self, snapshot_id, scores):
         return await self._ranker.ask(scores)
 
 
