@@ -176,6 +176,16 @@ def test_an_event_changes_the_very_next_answer(api: Client) -> None:
     assert api.send([event])["duplicates"] == 1
 
 
+def test_what_a_friend_buys_is_in_the_very_next_answer(api: Client) -> None:
+    user, friend = uuid.uuid4().hex, uuid.uuid4().hex
+    api.post("/v1/users", {"users": [{"user_id": user, "follows": [f"user:{friend}"]}]})
+    bought = api.recommend(user_id=user, limit=50)["items"][-1]["item_id"]
+    api.send([{"event_id": uuid.uuid4().hex, "type": "purchase", "user_id": friend, "item_id": bought}])
+    answer = api.recommend(user_id=user, limit=5)
+    assert [item["item_id"] for item in answer["items"] if "friends" in item["sources"]] == [bought]
+    assert answer["degraded"] == answer["reasons"] == []
+
+
 def test_a_new_snapshot_is_taken_up_without_a_restart_or_a_failed_request(
     service: LocalService, api: Client, raw: dict[str, Any], folder: Path
 ) -> None:
