@@ -9,6 +9,7 @@ process plain objects (``in_process.py``); the path is the same and so are the a
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Protocol
 
@@ -23,10 +24,11 @@ from raysys.errors import Unavailable, UnknownItem
 from raysys.keys import item_keys
 from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
+from raysys.ranking.explore import TimesShown
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
-from raysys.types import QUERY, Answer, Candidates, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
+from raysys.types import QUERY, Answer, Candidates, Cap, Profile, RankedItem, RecallQuery, Request, Terms, Vectors
 
 LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 
@@ -69,7 +71,7 @@ class Recommender:
     """Answers requests over one snapshot.
 
     ranking: the rules of the list as a whole; None = the defaults. Raises ConfigError where the snapshot does not have
-    their fields.
+    their fields. times_shown: of new items, where several recommenders explore together.
     """
 
     def __init__(
@@ -82,13 +84,21 @@ class Recommender:
         k: int,
         clock: Clock | None = None,
         ranking: RankingSettings | None = None,
+        times_shown: TimesShown | None = None,
     ) -> None:
         self.lookup, self.catalogue = lookup, lookup.catalogue
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
-        self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking)
+        self._times_shown = TimesShown() if times_shown is None else times_shown
+        self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking, self._times_shown)
         self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
+
+    def ranked_by(self, ranking: RankingSettings, ranker: Ranker) -> "Recommender":
+        """The same path to lists by other rules and another ranker. Raises ConfigError as a new one does."""
+        other = copy(self)
+        other._ranker, other._arranger = ranker, Arranger(self.lookup, ranking, self._times_shown)
+        return other
 
     async def recommend(self, request: Request, profile: Profile) -> Answer:
         """The ``limit`` best items for this person and request, of all sources, ranked, by the rules of the list.
@@ -104,9 +114,11 @@ class Recommender:
         query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, words)
         candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
         scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
+        unknown = text is None and taste.said is None and not known.items
+        if unknown:
+            request = self._arranger.for_stranger(request)
         arranged = await self._arrange(request, known.items, candidates, n_found, scores, trace)
         items = await self._present(candidates, scores, arranged, trace)
-        unknown = text is None and taste.said is None and not known.items
         reasons = ("cold_start",) if unknown else ()
         return self._answer(request, items, candidates, trace, profile.version, reasons, arranged.unmet)
 
@@ -137,6 +149,10 @@ class Recommender:
     def check(self, request: Request) -> None:
         """Raises InvalidInput that names the field, for a rule of the list that cannot be applied to this catalogue."""
         self._arranger.check(request)
+
+    def caps(self, request: Request) -> Mapping[str, Cap]:
+        """The caps on the list of this request, by their names in the answer."""
+        return self._arranger.rules(request).caps
 
     async def _target(self, request: Request) -> Vectors:
         if request.query is not None:
@@ -234,9 +250,15 @@ class Recommender:
         scores: NDArray[np.float32],
         trace: Trace,
     ) -> Arranged:
-        if request.only is not None or not self._arranger.has_rules(request):
+        has_rules, explores = self._arranger.has_rules(request), self._arranger.explores(request)
+        if request.only is not None or not (has_rules or explores):
             return Arranged(top_n(scores, candidates.key, request.limit))
-        arranged = await self._arranger.arrange(request, liked, candidates, n_found, scores)
+        if has_rules:
+            arranged = await self._arranger.arrange(request, liked, candidates, n_found, scores)
+        else:
+            arranged = Arranged(top_n(scores, candidates.key, request.limit))
+        if explores:
+            arranged = await self._arranger.explore(request, candidates, n_found, scores, arranged)
         trace.mark("arrange")
         return arranged
 
@@ -257,6 +279,8 @@ class Recommender:
                 tuple({"rule": move.rule, "from": move.rank} for move in arranged.moves.get(at, ())),
                 at in arranged.labels,
                 arranged.labels.get(at),
+                at in arranged.explored,
+                arranged.propensities.get(at),
             )
             for rank, (at, item_id, metadata) in enumerate(described, start=1)
         )

@@ -218,7 +218,9 @@ class Request:
     and disliked item ids; query: free text; filter: a ``filters.Filter``; limit: items wanted.
     only: item ids to rank instead of looking for candidates.
     The list as a whole (``ranking.rerank``): diversity, calibration: 0..1; caps: before those of the settings, field by
-    field; one_per: a field, of whose values each comes once. None = as in the settings.
+    field; one_per: a field, of whose values each comes once; explore: whether places go to new items. None = as in the
+    settings.
+    recommendation_id: of the answer; what is left to chance follows from it alone, and without it nothing is.
     """
 
     limit: int
@@ -235,6 +237,8 @@ class Request:
     caps: tuple[Cap, ...] = ()
     one_per: str | None = None
     promotions: tuple[Promotion, ...] = ()
+    explore: bool | None = None
+    recommendation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +247,8 @@ class RankedItem:
 
     moved: a rule of the list and the rank ``from`` which it moved the item: its rank without the rule, None = it would
     not be in the list. promoted: it stands here whatever its score, with this label.
+    explored: it is new, and was drawn for this place. propensity: how likely it was that the item stands here, None
+    where nothing was left to chance. team: of an interleaved list, who picked it (``evaluation.interleaving``).
     """
 
     item_id: str
@@ -253,6 +259,9 @@ class RankedItem:
     moved: tuple[Mapping[str, str | int | None], ...] = ()
     promoted: bool = False
     label: str | None = None
+    explored: bool = False
+    propensity: float | None = None
+    team: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +269,7 @@ class Answer:
     """What comes back. degraded: parts that did not answer; reasons: why the list is as it is (``cold_start``).
 
     unmet: rules of the list that could not be fulfilled, each with ``rule``, ``item_id`` of a promotion, and ``why``.
+    experiments: those that the person is in, each with ``experiment`` and ``arm``.
     """
 
     snapshot_id: str
@@ -271,3 +281,4 @@ class Answer:
     reasons: tuple[str, ...]
     timings_ms: Mapping[str, float]
     unmet: tuple[Mapping[str, str | None], ...] = ()
+    experiments: tuple[Mapping[str, str], ...] = ()

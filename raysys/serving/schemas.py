@@ -96,6 +96,7 @@ class RecommendBody(Person):
     caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
     one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
     promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
+    explore: bool | None = Field(default=None, description="Whether some places go to new items, drawn by chance.")
 
 
 class RankBody(Person):
@@ -254,6 +255,18 @@ class ItemAnswer(BaseModel):
     moved: list[MoveAnswer]
     promoted: bool
     label: str | None
+    explored: bool = Field(description="It is new, and was drawn for this place.")
+    propensity: float | None = Field(
+        description="How likely it was that the item stands here; null where nothing was left to chance."
+    )
+    team: Literal["first", "second"] | None = Field(description="Of an interleaved list: which ranking picked it.")
+
+
+class ExposureAnswer(BaseModel):
+    """An experiment that the person is in, and their arm."""
+
+    experiment: str
+    arm: str
 
 
 class ListAnswer(BaseModel):
@@ -269,6 +282,7 @@ class ListAnswer(BaseModel):
     reasons: list[str]
     unmet: list[UnmetAnswer]
     unknown_items: list[str]
+    experiments: list[ExposureAnswer]
     timings_ms: Mapping[str, float]
 
 

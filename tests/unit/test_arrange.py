@@ -398,6 +398,9 @@ async def test_all_rules_at_once_over_http(shared: Served) -> None:
         "rank": 2,
         "promoted": True,
         "label": "Ad",
+        "explored": False,
+        "propensity": None,
+        "team": None,
         **dict.fromkeys(("moved", "metadata", "sources", "score")),
     }
     years = [item["metadata"]["year"] for item in answer["items"] if "year" in item["metadata"]]
