@@ -232,7 +232,7 @@ class ExploreSettings(Settings):
     """
 
     enabled: bool = False
-    one_in: Annotated[int, Field(ge=2)] = 10
+    one_in: Annotated[int, Field(ge=3)] = 10
     from_place: PositiveInt = 4
     days: Annotated[float, Field(gt=0, le=14)] = 14.0
     pool: PositiveInt = 20
