@@ -1,4 +1,4 @@
-"""Experiments in the gateway: each arm ranks by its own settings, the log says so, and the log alone gives the verdict."""
+"""Experiments in the gateway: each arm ranks by its own settings, and the log alone gives the verdict."""
 
 import asyncio
 from collections import Counter
@@ -174,8 +174,8 @@ async def test_arms_follow_from_the_user_key_alone(served: Served) -> None:
     bodies = await lists_of(served)
     ranking = Experiment("ranking", {"control": 1, "weights": 1, "both": 1})
     rules = Experiment("rules", {"plain": 1, "diverse": 3})
-    for person, body in bodies.items():
-        assert body["experiments"] == [
+    for person, answer in bodies.items():
+        assert answer["experiments"] == [
             {"experiment": trial.name, "arm": trial.arm_of(f"u:{person}")} for trial in (ranking, rules)
         ]
     visitor = await post(served.client(), LISTS, session_id="p0")
@@ -195,7 +195,7 @@ async def test_without_experiments_nobody_is_in_any(shop: Shop, tmp_path: Path) 
     await made.stop()
     (column,) = read_impressions(tmp_path / "impressions").to_table(["experiments"]).columns
     assert column.to_pylist() == [[]] * 10
-    assert not list(read_exposures(tmp_path / "impressions"))[0]
+    assert sum(map(len, read_exposures(tmp_path / "impressions"))) == 0
 
 
 # Interleaving
@@ -215,28 +215,23 @@ async def sides(shop: Shop, folder: Path, body: Mapping[str, Any], rules: str) -
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_interleaved_list_is_a_draft_of_both_rankings(shop: Shop, served: Served, tmp_path: Path) -> None:
     body = {"history": ["item-1", "item-7"], "limit": 9, "explore": True}
-    bodies = await lists_of(served, **body)
+    bodies = await lists_of(served, [f"p{number}" for number in range(150)], **body)
     first, second = await sides(shop, tmp_path, body, "plain")
     assert first != second
-    people = set(in_arm(bodies, "ranking", "both")) & set(in_arm(bodies, "rules", "plain"))
-    shown = set()
+    drafted = set(in_arm(bodies, "ranking", "both"))
+    people = drafted & set(in_arm(bodies, "rules", "plain"))
     for person in people:
         answer = bodies[person]
-        draft = team_draft(first, second, 9, np.random.default_rng(0))
-        assert Counter(item["team"] for item in answer["items"]) in (Counter(draft.teams), Counter(first=4, second=5))
         for item in answer["items"]:
-            ranking = first if item["team"] == "first" else second
+            ranking = {"first": first, "second": second}[item["team"]]
             before = ids(answer)[: item["rank"] - 1]
             assert item["item_id"] == next(other for other in ranking if other not in before)
+        teams = Counter(item["team"] for item in answer["items"])
+        assert abs(teams["first"] - teams["second"]) == 1
         assert [item["rank"] for item in answer["items"]] == list(range(1, 10))
         assert {(item["explored"], item["propensity"]) for item in answer["items"]} == {(False, None)}
-        shown.add(tuple(ids(answer)))
-    assert len(people) > 2
-    assert len(shown) > 1
-    others = [
-        item for person in set(bodies) - set(in_arm(bodies, "ranking", "both")) for item in bodies[person]["items"]
-    ]
-    assert {item["team"] for item in others} == {None}
+    assert len({tuple(ids(bodies[person])) for person in people}) > 3
+    assert {item["team"] for person in set(bodies) - drafted for item in bodies[person]["items"]} == {None}
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -296,13 +291,13 @@ async def test_from_requests_to_a_look(shop: Shop, tmp_path: Path) -> None:
     trial = arms({"share": 1}, {"share": 1, "ranking": {"diversity": 0.5}}, name="more")
     made = await serve_here(shop.store(2), tmp_path / "s.sqlite3", experiments=[trial, RULES | {"arms": [
         {"name": "a"}, {"name": "b"}]}])  # fmt: skip
-    people = [f"p{number}" for number in range(700)]
+    people = [f"p{number}" for number in range(520)]
     bodies = await lists_of(made, people, limit=3)
     await lists_of(made, people[:50], limit=3)  # who comes again counts once
     await made.stop()
     exposures = list(read_exposures(tmp_path / "impressions"))
     assert {batch.schema for batch in exposures} == {EXPOSURE_SCHEMA}
-    assert sum(map(len, exposures)) == 2 * 750
+    assert sum(map(len, exposures)) == 2 * 570
     experiment = Experiment("more", {"arm-0": 1, "arm-1": 1})
     first = first_exposures(exposures, experiment)
     assert dict(zip(first["user"].to_pylist(), first["arm"].to_pylist(), strict=True)) == {
@@ -348,11 +343,8 @@ async def test_from_an_interleaved_list_to_a_preference(shop: Shop, tmp_path: Pa
     found = preference(credit.users, credit.first, credit.second)
     assert found.prefers == "second"
     assert found.first + found.second + found.even == len(interleaved)
-    for nobody in (
-        read_credit(tmp_path / "impressions", rewards, "two", "arm-1"),
-        read_credit(tmp_path, rewards, "two", "arm-0"),
-    ):
-        assert (nobody.first.sum(), nobody.second.sum()) == (0, 0)
+    others = read_credit(tmp_path / "impressions", rewards, "two", "arm-1")
+    assert (others.first.sum(), others.second.sum()) == (0, 0)
 
 
 def test_files_from_before_there_were_experiments_are_still_read(tmp_path: Path) -> None:
