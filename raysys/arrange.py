@@ -4,7 +4,7 @@ The rules are those of the settings, and of the request where it says more. They
 candidates and at what is promoted, which comes in only where it may be shown: recall has checked it like any other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from raysys.config import RankingSettings
 from raysys.errors import ConfigError, InvalidInput, Unavailable, UnknownField
 from raysys.index.catalogue import Found
-from raysys.keys import item_keys
+from raysys.keys import item_keys, seed_of
 from raysys.lookup import Lookup
 from raysys.ranking.diversify import Likeness
+from raysys.ranking.explore import Room, TimesShown, explore, may_stand
 from raysys.ranking.groups import Groups
 from raysys.ranking.rerank import CALIBRATION, PROMOTION, Listing, Mix, Move, Pool, Rules, rerank
 from raysys.ranking.select import top_n
-from raysys.types import Candidates, Cap, Promotion, Request, Vectors
+from raysys.recall.fresh import younger_than
+from raysys.types import FRESH, Candidates, Cap, Promotion, Request, Vectors
 
 Indices = NDArray[np.intp]
 
@@ -29,6 +31,7 @@ Indices = NDArray[np.intp]
 class Arranged:
     """at: [<= limit] positions of the candidates in the list. moves: by position. labels: of the promoted positions,
     which may have none. unmet: as in ``Answer``. is_complete: whether what changed could be read.
+    propensities: by position, of each item of a list that explores; explored: the positions of those that were drawn.
     """
 
     at: Indices
@@ -36,13 +39,18 @@ class Arranged:
     labels: Mapping[int, str | None] = field(default_factory=dict)
     unmet: tuple[Mapping[str, str | None], ...] = ()
     is_complete: bool = True
+    propensities: Mapping[int, float] = field(default_factory=dict)
+    explored: Collection[int] = ()
 
 
 class Arranger:
-    """Arranges lists over one snapshot and what changed since. Raises ConfigError for settings that do not fit it."""
+    """Arranges lists over one snapshot and what changed since. Raises ConfigError for settings that do not fit it.
 
-    def __init__(self, lookup: Lookup, settings: RankingSettings) -> None:
-        self._lookup, self._settings = lookup, settings
+    times_shown: of new items, to be counted here.
+    """
+
+    def __init__(self, lookup: Lookup, settings: RankingSettings, times_shown: TimesShown) -> None:
+        self._lookup, self._settings, self._times_shown = lookup, settings, times_shown
         fields = {f"ranking.caps.{name}": name for name in settings.caps}
         fields |= {"ranking.one_per": settings.one_per} if settings.one_per is not None else {}
         fields |= {"ranking.calibration_field": settings.calibration_field} if settings.calibration else {}
@@ -64,6 +72,16 @@ class Arranger:
             self._check_field(self._settings.calibration_field, "calibration")
         for i, promotion in enumerate(request.promotions):
             _check_promotion(promotion, request.promotions[:i], request.limit, f"promotions[{i}]")
+
+    def for_stranger(self, request: Request) -> Request:
+        """The request of somebody of whom nothing is known."""
+        diversity = self._settings.cold_diversity
+        return request if diversity is None or request.diversity is not None else replace(request, diversity=diversity)
+
+    def explores(self, request: Request) -> bool:
+        """Whether places of the list are left to chance."""
+        asked = self._settings.explore.enabled if request.explore is None else request.explore
+        return asked and request.recommendation_id is not None
 
     def has_rules(self, request: Request) -> bool:
         """Whether any rule applies; without one, the list is the ``limit`` best."""
@@ -108,6 +126,46 @@ class Arranger:
             unmet.append(_unmet(CALIBRATION, f"nothing is known of their {self._settings.calibration_field}"))
         return _arranged(listing, at, promoted, unmet, reader.is_complete)
 
+    async def explore(
+        self, request: Request, candidates: Candidates, n_found: int, scores: NDArray[np.float32], arranged: Arranged
+    ) -> Arranged:
+        """The list with places given to new items. Each of its items comes with its propensity from here on."""
+        assert request.recommendation_id is not None  # noqa: S101  # see explores
+        settings = self._settings.explore
+        is_new = younger_than(settings.days, candidates.scores[:, FRESH])
+        new = self._new(candidates, np.where(is_new, scores, -np.inf)[:n_found], arranged.at)
+        used, n = np.concatenate([arranged.at, new]), len(arranged.at)  # from here on positions are those in here
+        room, is_complete = await self._room(request, _places(candidates, used), n)
+        promoted = {place for place, at in enumerate(arranged.at.tolist()) if at in arranged.labels}
+        staying = {*range(settings.from_place - 1), *promoted}
+        standing = may_stand(range(n), range(n, len(used)), staying, settings.one_in, room)
+        rng = np.random.default_rng(seed_of(request.recommendation_id))
+        drawn = explore(range(n), standing, settings.one_in, rng)
+        at = used[np.array(drawn.order, dtype=np.intp)]
+        self._times_shown.add(candidates.key[at[is_new[at]]])
+        return replace(
+            arranged,
+            at=at,
+            is_complete=arranged.is_complete and is_complete,
+            propensities=dict(zip(at.tolist(), drawn.propensities, strict=True)),
+            explored=frozenset(at[list(drawn.explored)].tolist()),
+        )
+
+    def _new(self, candidates: Candidates, scores: NDArray[np.float32], listed: Indices) -> Indices:
+        """Positions of the new items that the list does not have, the best first. scores: not finite for all others."""
+        settings = self._settings.explore
+        new = np.flatnonzero(np.isfinite(scores))
+        new = new[~np.isin(candidates.key[new], candidates.key[listed])]
+        new = new[self._times_shown.below(candidates.key[new], settings.most_shown)]
+        return new[top_n(scores[new], candidates.key[new], settings.pool)]
+
+    async def _room(self, request: Request, places: Found, n_listed: int) -> tuple[Room, bool]:
+        """What caps leave room for in a list of the first of these places, and whether what changed could be read."""
+        caps = [cap for cap in self.rules(request).caps.values() if len(places.keys) > n_listed]
+        reader = _Reader(self._lookup)
+        groups = {cap.field: Groups.of(await reader.column(places, cap.field)) for cap in caps}
+        return Room(range(n_listed), [(cap.most, groups[cap.field]) for cap in caps]), reader.is_complete
+
     async def _pool(
         self,
         reader: "_Reader",
@@ -118,7 +176,7 @@ class Arranger:
         scores: NDArray[np.float32],
     ) -> tuple[Pool, Rules]:
         """The pool, and the rules less a calibration that has nothing to go by."""
-        places = Found(candidates.key[at], candidates.shard[at].astype(np.int64), candidates.row[at].astype(np.int64))
+        places = _places(candidates, at)
         groups = {cap.field: Groups.of(await reader.column(places, cap.field)) for cap in rules.caps.values()}
         mix = await self._mix(reader, liked, places) if rules.calibration else None
         if mix is None:
@@ -262,6 +320,10 @@ def _unmet_promotions(
             continue
         unmet.append(_unmet(PROMOTION, why, promotion.item_id))
     return unmet
+
+
+def _places(candidates: Candidates, at: Indices) -> Found:
+    return Found(candidates.key[at], candidates.shard[at].astype(np.int64), candidates.row[at].astype(np.int64))
 
 
 def _parts(found: Found) -> tuple[NDArray[np.generic], ...]:

@@ -79,7 +79,8 @@ def _serve_args(path: Path | None, fused: bool) -> dict[str, Any]:
     settings = ServeSettings() if path is None else load(ServeSettings, path)
     if fused:
         settings = settings.model_copy(update={"topology": "fused"})
-    changed = settings.model_dump(mode="json", exclude_defaults=True)
+    # Not those that differ from defaults: what an arm of an experiment is given counts, also where it is a default.
+    changed = settings.model_dump(mode="json", exclude_unset=True)
     return {"index_root": settings.index_root, "state": settings.state, **changed}
 
 

@@ -5,9 +5,11 @@ Unknown keys are refused: a misspelt setting must never pass in silence.
 """
 
 import difflib
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
@@ -38,6 +40,9 @@ EVENT_WEIGHTS = {
 CUSTOM_WEIGHT = 0.5  # of a kind that is not known here: it says something, but nobody said what
 DWELL_FULL_S = 30.0
 
+MAX_NAME_CHARS = 256  # of experiments and arms
+MAX_COMBINATIONS = 256  # of the arms of all experiments: each is held ready
+
 # How much the text of an event of each kind says about the person. A graded review is weighed by its grade as well.
 TEXT_WEIGHTS = {"chat": 1.0, "search": 1.0, "description": 1.0, "review": 0.5, "comment": 0.5}
 
@@ -59,6 +64,13 @@ class Settings(BaseModel):
     """Base of all settings: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def overridden(self, by: Self) -> Self:
+        """These settings, but for those that ``by`` was given; settings within settings likewise."""
+        given = {name: getattr(by, name) for name in by.model_fields_set}
+        inner = {name: value for name, value in given.items() if isinstance(value, Settings)}
+        merged = {name: getattr(self, name).overridden(value) for name, value in inner.items()}
+        return self.model_copy(update=given | merged)
 
 
 class ItemRules(Settings):
@@ -228,6 +240,23 @@ class ProfileSettings(Settings):
     clock_error_s: Annotated[float, Field(ge=0)] = 300.0
 
 
+class ExploreSettings(Settings):
+    """Places of the list that go to new items by chance, so that what nobody has met is met (``ranking.explore``).
+
+    enabled: where a request does not say. one_in: one place in so many is drawn; it is explored unless it comes before
+    ``from_place``. days: items are new for so long after ``available_from``, or after they were first written.
+    pool: the draw is among so many, those that score best. most_shown: an item that one gateway has shown so often is
+    no longer new to it.
+    """
+
+    enabled: bool = False
+    one_in: Annotated[int, Field(ge=3)] = 10
+    from_place: PositiveInt = 4
+    days: Annotated[float, Field(gt=0, le=14)] = 14.0
+    pool: PositiveInt = 20
+    most_shown: PositiveInt = 1_000
+
+
 class RankingSettings(Settings):
     """Weights of the sources in the final score, and the rules of the list as a whole (``ranking.rerank``).
 
@@ -238,7 +267,7 @@ class RankingSettings(Settings):
     ``diversity_method``: by the nearest neighbour in the list (MMR) or by the whole of it (DPP). ``caps``: field -> the
     most items of one value. ``one_per``: a field, such as a series, of whose values each comes once. ``calibration``:
     how much the list follows the mix of ``calibration_field`` in the latest ``profile.history`` items that the person
-    likes, 0 = off, up to 1.
+    likes, 0 = off, up to 1. ``cold_diversity``: the diversity for people of whom nothing is known, None = as for all.
     ``rerank_candidates``: the best that the rules choose from; twice the limit where that is more.
     """
 
@@ -257,11 +286,13 @@ class RankingSettings(Settings):
     popular: float = 0.002
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     diversity_method: Literal["mmr", "dpp"] = "mmr"
+    cold_diversity: Annotated[float, Field(ge=0, le=1)] | None = None
     caps: dict[str, PositiveInt] = {}
     one_per: str | None = None
     calibration: Annotated[float, Field(ge=0, le=1)] = 0.0
     calibration_field: str = "categories"
     rerank_candidates: PositiveInt = 400
+    explore: ExploreSettings = ExploreSettings()
 
 
 class TierSettings(Settings):
@@ -294,6 +325,17 @@ class EncoderTierSettings(TierSettings):
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 1.5
 
 
+def _check_unique(what: str, names: Sequence[str]) -> None:
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(f"two {what} have the name {twice[0]!r}")
+
+
+def _check_arms(arms: tuple["ArmSettings", ...]) -> tuple["ArmSettings", ...]:
+    _check_unique("arms", [arm.name for arm in arms])
+    return arms
+
+
 def _check_folder(folder: str) -> str:
     if "://" in folder:
         raise ValueError("must be a folder, local or mounted: the files are locked and renamed in place")
@@ -317,6 +359,51 @@ class ImpressionSettings(Settings):
     max_waiting_rows: PositiveInt = 100_000
 
 
+class ArmSettings(Settings):
+    """One arm of an experiment: who is in it sees lists by ``ranking``, where that says other than ``ServeSettings``.
+
+    share: of the people; only the ratios of the arms matter. interleave: two rankings, read like ``ranking``, whose
+    lists are shown as one (``evaluation.interleaving``).
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    ranking: RankingSettings = RankingSettings()
+    interleave: tuple[RankingSettings, RankingSettings] | None = None
+
+    def rankings(self, base: RankingSettings) -> tuple[RankingSettings, ...]:
+        """Those of the list, or of the two lists, in this arm, where ``base`` holds for everybody."""
+        mine = base.overridden(self.ranking)
+        return (mine,) if self.interleave is None else tuple(mine.overridden(side) for side in self.interleave)
+
+
+class ExperimentSettings(Settings):
+    """An experiment on recommendations (``evaluation.experiments``). Its name, and names and order of arms, say who is
+    in which arm."""
+
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+    arms: Annotated[tuple[ArmSettings, ...], Field(min_length=2), AfterValidator(_check_arms)]
+
+    def changes(self) -> set[str]:
+        """The settings of the ranking that depend on the arm."""
+        given = [side for arm in self.arms for side in (arm.ranking, *(arm.interleave or ()))]
+        return set().union(*(side.model_fields_set for side in given))
+
+
+def _check_experiments(experiments: Sequence[ExperimentSettings]) -> Sequence[ExperimentSettings]:
+    """Everybody is in all experiments at once, so no two of them may decide about the same thing."""
+    _check_unique("experiments", [experiment.name for experiment in experiments])
+    decided = Counter(name for experiment in experiments for name in experiment.changes())
+    for name, n in decided.items():
+        if n > 1:
+            raise ValueError(f"ranking.{name} is changed by {n} experiments; make one experiment of them")
+    if sum(any(arm.interleave for arm in experiment.arms) for experiment in experiments) > 1:
+        raise ValueError("two experiments interleave, and a list is made of two; let one end first")
+    if math.prod(len(experiment.arms) for experiment in experiments) > MAX_COMBINATIONS:
+        raise ValueError(f"their arms make more than {MAX_COMBINATIONS} combinations; run fewer at once")
+    return experiments
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -337,6 +424,7 @@ class ServeSettings(Settings):
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()
     impressions: ImpressionSettings = ImpressionSettings()
+    experiments: Annotated[tuple[ExperimentSettings, ...], AfterValidator(_check_experiments)] = ()
     probe_every_s: Annotated[float, Field(gt=0)] | None = None
 
 

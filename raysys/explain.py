@@ -80,6 +80,12 @@ class Asked:
     taste: Tastes
     query: RecallQuery
 
+    @property
+    def is_stranger(self) -> bool:
+        """Whether nothing is known to go by."""
+        given = (self.query.query, self.query.said, self.query.words, self.query.friends)
+        return not self.known.items and all(each is None for each in given)
+
     def without(self, cause: Cause) -> tuple[Request, Profile]:
         """The same request of the same person, had they never met this item, or never written this text.
 

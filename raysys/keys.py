@@ -23,6 +23,11 @@ def item_keys(item_ids: Iterable[str]) -> NDArray[np.uint64]:
     return np.fromiter((item_key(item_id) for item_id in item_ids), dtype=np.uint64)
 
 
+def seed_of(name: str) -> int:
+    """64 bits for a random generator that belongs to this name, such as a recommendation id. Not remembered."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=b"seed").digest(), "little")
+
+
 @lru_cache(maxsize=1 << 17)
 def term_key(term: str) -> int:
     """The 64-bit key of a term: the hash of ``item_key``, remembered apart so that neither drives the other out."""

@@ -9,6 +9,7 @@ process plain objects (``in_process.py``); the path is the same and so are the a
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -25,6 +26,7 @@ from raysys.explain import Asked, Explainer, Ranks
 from raysys.keys import item_keys
 from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
+from raysys.ranking.explore import TimesShown
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
@@ -32,6 +34,7 @@ from raysys.types import (
     QUERY,
     Answer,
     Candidates,
+    Cap,
     Cause,
     FriendLikes,
     Profile,
@@ -92,7 +95,7 @@ class Recommender:
     """Answers requests over one snapshot.
 
     ranking: the rules of the list as a whole; None = the defaults. Raises ConfigError where the snapshot does not have
-    their fields.
+    their fields. times_shown: of new items, where several recommenders explore together.
     """
 
     def __init__(
@@ -105,14 +108,22 @@ class Recommender:
         k: int,
         clock: Clock | None = None,
         ranking: RankingSettings | None = None,
+        times_shown: TimesShown | None = None,
     ) -> None:
         self.lookup, self.catalogue = lookup, lookup.catalogue
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._settings, self._k = settings, k
-        self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking)
+        self._times_shown = TimesShown() if times_shown is None else times_shown
+        self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking, self._times_shown)
         self._explainer = Explainer(lookup, shards.recall)
         self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
+
+    def ranked_by(self, ranking: RankingSettings, ranker: Ranker) -> "Recommender":
+        """The same path to lists by other rules and another ranker. Raises ConfigError as a new one does."""
+        other = copy(self)
+        other._ranker, other._arranger = ranker, Arranger(self.lookup, ranking, self._times_shown)
+        return other
 
     async def recommend(self, request: Request, profile: Profile, friends: FriendLikes | None = None) -> Answer:
         """The ``limit`` best items for this person and request, of all sources, ranked, by the rules of the list.
@@ -127,11 +138,7 @@ class Recommender:
         items = await self._present(ranked.candidates, ranked.scores, ranked.arranged, trace)
         if request.explain:
             items = await self._explain(asked, items, trace)
-        taste = asked.taste
-        unknown = (
-            text is None and taste.said is None and taste.words is None and friends is None and not asked.known.items
-        )
-        reasons = ("cold_start",) if unknown else ()
+        reasons = ("cold_start",) if asked.is_stranger else ()
         return self._answer(request, items, ranked.candidates, trace, profile.version, reasons, ranked.arranged.unmet)
 
     async def candidates(self, request: Request, profile: Profile) -> Candidates:
@@ -168,6 +175,10 @@ class Recommender:
         """Raises InvalidInput that names the field, for a rule of the list that cannot be applied to this catalogue."""
         self._arranger.check(request)
 
+    def caps(self, request: Request) -> Mapping[str, Cap]:
+        """The caps on the list of this request, by their names in the answer."""
+        return self._arranger.rules(request).caps
+
     async def _asked(
         self,
         request: Request,
@@ -187,7 +198,7 @@ class Recommender:
 
     async def _rank(self, asked: Asked, trace: Trace) -> _Ranked:
         """The list, of which nothing is read yet."""
-        request = asked.request
+        request = self._arranger.for_stranger(asked.request) if asked.is_stranger else asked.request
         candidates, n_found = await self._recall(asked.query, [p.item_id for p in request.promotions], trace)
         scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
         arranged = await self._arrange(request, asked.known.items, candidates, n_found, scores, trace)
@@ -291,9 +302,15 @@ class Recommender:
         scores: NDArray[np.float32],
         trace: Trace,
     ) -> Arranged:
-        if request.only is not None or not self._arranger.has_rules(request):
+        has_rules, explores = self._arranger.has_rules(request), self._arranger.explores(request)
+        if request.only is not None or not (has_rules or explores):
             return Arranged(top_n(scores, candidates.key, request.limit))
-        arranged = await self._arranger.arrange(request, liked, candidates, n_found, scores)
+        if has_rules:
+            arranged = await self._arranger.arrange(request, liked, candidates, n_found, scores)
+        else:
+            arranged = Arranged(top_n(scores, candidates.key, request.limit))
+        if explores:
+            arranged = await self._arranger.explore(request, candidates, n_found, scores, arranged)
         trace.mark("arrange")
         return arranged
 
@@ -314,6 +331,8 @@ class Recommender:
                 tuple({"rule": move.rule, "from": move.rank} for move in arranged.moves.get(at, ())),
                 at in arranged.labels,
                 arranged.labels.get(at),
+                explored=at in arranged.explored,
+                propensity=arranged.propensities.get(at),
             )
             for rank, (at, item_id, metadata) in enumerate(described, start=1)
         )
@@ -343,7 +362,8 @@ class Recommender:
         and would stand so. Raises Unavailable where a part did not answer.
         """
         trace = Trace(self._clock)
-        asked = await self._asked(request, profile, like.friends, like.query, like.now_s, trace)
+        plain = replace(request, explore=False)  # what would be does not hang on a draw, and is shown to nobody
+        asked = await self._asked(plain, profile, like.friends, like.query, like.now_s, trace)
         ranked = await self._rank(asked, trace)
         if trace.degraded:
             raise Unavailable(f"{', '.join(trace.degraded)} did not answer")

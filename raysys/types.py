@@ -238,9 +238,11 @@ class Request:
     and disliked item ids; query: free text; filter: a ``filters.Filter``; limit: items wanted.
     only: item ids to rank instead of looking for candidates.
     The list as a whole (``ranking.rerank``): diversity, calibration: 0..1; caps: before those of the settings, field by
-    field; one_per: a field, of whose values each comes once. None = as in the settings.
+    field; one_per: a field, of whose values each comes once; explore: whether places go to new items. None = as in the
+    settings.
     explain: whether each item comes with its reasons; ``full``: also with what would be without the main one of them.
     language: of their sentences, as in BCP 47; None = the person's.
+    recommendation_id: of the answer; what is left to chance follows from it alone, and without it nothing is.
     """
 
     limit: int
@@ -257,6 +259,8 @@ class Request:
     caps: tuple[Cap, ...] = ()
     one_per: str | None = None
     promotions: tuple[Promotion, ...] = ()
+    explore: bool | None = None
+    recommendation_id: str | None = None
     explain: bool | Literal["full"] = False
     language: str | None = None
 
@@ -301,7 +305,9 @@ class RankedItem:
 
     moved: a rule of the list and the rank ``from`` which it moved the item: its rank without the rule, None = it would
     not be in the list. promoted: it stands here whatever its score, with this label. reasons: where they were asked
-    for, the weightiest source first.
+    for, the weightiest source first. explored: it is new, and was drawn for this place. propensity: how likely it was
+    that the item stands here, None where nothing was left to chance. team: of an interleaved list, who picked it
+    (``evaluation.interleaving``).
     """
 
     item_id: str
@@ -313,6 +319,9 @@ class RankedItem:
     promoted: bool = False
     label: str | None = None
     reasons: tuple[Reason, ...] = ()
+    explored: bool = False
+    propensity: float | None = None
+    team: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +329,7 @@ class Answer:
     """What comes back. degraded: parts that did not answer; reasons: why the list is as it is (``cold_start``).
 
     unmet: rules of the list that could not be fulfilled, each with ``rule``, ``item_id`` of a promotion, and ``why``.
+    experiments: those that the person is in, each with ``experiment`` and ``arm``.
     """
 
     snapshot_id: str
@@ -331,3 +341,4 @@ class Answer:
     reasons: tuple[str, ...]
     timings_ms: Mapping[str, float]
     unmet: tuple[Mapping[str, str | None], ...] = ()
+    experiments: tuple[Mapping[str, str], ...] = ()

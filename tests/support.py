@@ -209,12 +209,13 @@ async def serve_here(
     """The published snapshot of this store behind the HTTP API, with what people do in the file ``state``."""
     clock = FixedClock() if clock is None else clock
     settings = {"impressions": {"folder": str(state.parent / "impressions")}} | settings
-    front = Front(ServeSettings(index_root=str(store.root), state=str(state), **settings), clock)
+    serving = ServeSettings(index_root=str(store.root), state=str(state), **settings)
+    front = Front(serving, clock)
     catalogue = Catalogue(store.folder(store.current_id()))
     encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
     shards = HostedRecall(len(catalogue.shards), store, front.state, TierSettings(), ProfileSettings())
     await shards.prepare(catalogue.snapshot_id)
-    await front.take(catalogue, encoder.encode, shards, LocalRanker(RankingSettings()))
+    await front.take(catalogue, encoder.encode, shards, LocalRanker(serving.ranking))
 
     async def stop() -> None:
         await shards.stop()

@@ -26,6 +26,7 @@ from raysys.data.arrow_values import TIME
 from raysys.errors import Unavailable
 
 SOURCE_SCORES = pa.list_(pa.struct([("name", pa.string()), ("score", pa.float64())]))
+EXPERIMENTS = pa.list_(pa.struct([("experiment", pa.string()), ("arm", pa.string())]))
 IMPRESSION_SCHEMA = pa.schema(
     [
         pa.field("recommendation_id", pa.string(), nullable=False),
@@ -40,6 +41,8 @@ IMPRESSION_SCHEMA = pa.schema(
         pa.field("sources", SOURCE_SCORES, nullable=False),
         pa.field("propensity", pa.float64()),  # the chance that this item was put here; null = no exploration
         pa.field("degraded", pa.list_(pa.string()), nullable=False),
+        pa.field("experiments", EXPERIMENTS),  # that the person is in; null in files from before there were any
+        pa.field("team", pa.string()),  # "first" or "second", who picked it; null = neither, or no interleaved list
     ]
 )
 DAY = pads.partitioning(pa.schema([("day", pa.string())]), flavor="hive")

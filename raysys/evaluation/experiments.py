@@ -7,9 +7,10 @@ a fixed time after they were first exposed; it no longer changes when it enters 
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from raysys.data.arrow_values import TIME
 from raysys.errors import InvalidInput
 from raysys.evaluation.off_policy import effective_size
-from raysys.evaluation.shown import check_columns
+from raysys.evaluation.shown import check_columns, exposures, read_pieces
 
 Floats = NDArray[np.float64]
 Verdict = Literal["too few", "undecided", "better", "worse"]
@@ -103,6 +104,20 @@ def exposure_rows(
         "recommendation_id": [recommendation_id] * n,
     }
     return pa.RecordBatch.from_pydict(columns, schema=EXPOSURE_SCHEMA)
+
+
+def read_exposures(folder: str | Path, keep: pads.Expression | None = None) -> Iterator[pa.RecordBatch]:
+    """Who was shown a list in which experiments, of the impression log: batches of ``EXPOSURE_SCHEMA``.
+
+    keep: which rows, as for ``evaluation.shown.read_shown``. A list without items is not in the log, and no exposure.
+    Raises Unavailable when a file cannot be read now.
+    """
+    one_a_list = pads.field("experiments").is_valid() & (pads.field("position") == 1)
+    wanted = one_a_list if keep is None else one_a_list & keep
+    for rows in read_pieces(folder, ["experiments", "user", "timestamp", "recommendation_id"], wanted):
+        at, experiments, arms = exposures(rows)
+        shared = [rows[name].combine_chunks().take(pa.array(at)) for name in ("user", "timestamp", "recommendation_id")]
+        yield pa.RecordBatch.from_arrays([experiments, arms, *shared], schema=EXPOSURE_SCHEMA)
 
 
 def first_exposures(exposures: Iterable[pa.RecordBatch], experiment: Experiment) -> pa.Table:

@@ -91,11 +91,16 @@ def read_shown(folder: str | Path, rewards: Rewards, keep: pads.Expression | Non
     (``field("propensity").is_valid()``), of days whose events have had time to come. Raises Unavailable when a file
     cannot be read now.
     """
+    yield from (_shown(rows, rewards) for rows in read_pieces(folder, SHOWN_COLUMNS, keep))
+
+
+def read_pieces(folder: str | Path, columns: Sequence[str], keep: pads.Expression | None) -> Iterator[pa.Table]:
+    """These columns of the impressions, at most ``PIECE_ROWS`` rows at a time. Raises Unavailable as ``read_shown``."""
     try:
         log = read_impressions(folder)
         for file in log.get_fragments(keep):
-            pieces = file.to_batches(log.schema, SHOWN_COLUMNS, keep, batch_size=PIECE_ROWS, batch_readahead=1)
-            yield from (_shown(pa.Table.from_batches([piece]), rewards) for piece in pieces if len(piece))
+            pieces = file.to_batches(log.schema, list(columns), keep, batch_size=PIECE_ROWS, batch_readahead=1)
+            yield from (pa.Table.from_batches([piece]) for piece in pieces if len(piece))
     except (OSError, pa.ArrowException) as error:  # FileNotFoundError: removed since it was listed
         raise Unavailable(f"could not read the impressions: {error}") from error
 
@@ -107,6 +112,19 @@ def event_batch(events: Sequence[Event]) -> pa.RecordBatch:
     }
     columns["timestamp"] = [round(event.timestamp_s * 1e6) for event in events]
     return pa.RecordBatch.from_pydict(columns, schema=EVENT_COLUMNS)
+
+
+def user_keys(rows: pa.Table) -> Keys:
+    """[n] uint64: the person of each row; where nobody was named, the list stands for the person."""
+    named = rows["user"].is_valid().to_numpy()
+    return np.where(named, _keys(rows["user"].fill_null("")), _keys(rows["recommendation_id"]))
+
+
+def exposures(rows: pa.Table) -> tuple[NDArray[np.int64], pa.Array, pa.Array]:
+    """Of the column ``experiments``: the row, the experiment and the arm of each entry."""
+    lists = rows["experiments"].combine_chunks()
+    entries = lists.flatten()
+    return pc.list_parent_indices(lists).to_numpy(), entries.field("experiment"), entries.field("arm")
 
 
 def check_columns(batch: pa.RecordBatch, wanted: Sequence[str]) -> None:
@@ -128,12 +146,7 @@ def _telling(batch: pa.RecordBatch, worth: Mapping[str, float]) -> Keys:
 
 def _shown(rows: pa.Table, rewards: Rewards) -> Shown:
     propensities = rows["propensity"].to_numpy().astype(np.float64)  # Arrow makes NaN of null
-    return Shown(rows, _user_keys(rows), propensities, rewards.of(rows))
-
-
-def _user_keys(rows: pa.Table) -> Keys:
-    named = rows["user"].is_valid().to_numpy()
-    return np.where(named, _keys(rows["user"].fill_null("")), _keys(rows["recommendation_id"]))
+    return Shown(rows, user_keys(rows), propensities, rewards.of(rows))
 
 
 def _pair_keys(rows: pa.Table) -> Keys:

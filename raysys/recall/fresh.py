@@ -34,6 +34,12 @@ def freshness(since_s: NDArray[np.float64], now_s: float) -> NDArray[np.float32]
     return np.where((age_s >= 0) & (age_s < UNTIL_S), scores, 0).astype(np.float32)
 
 
+def younger_than(days: float, freshness: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[n] bool: the items of these scores, [n] float32, that are there for less than so many days, 14 at most."""
+    younger: NDArray[np.bool_] = freshness > np.float32(np.exp2(-days * 86_400.0 / HALF_LIFE_S))
+    return younger
+
+
 class Newest:
     """Rows by age, newest first, ties by key; those without an age are left out.
 

@@ -1,27 +1,36 @@
 """What one gateway serves from: a snapshot, what changed since, and the encoder behind both. Replaced as a whole."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from raysys.clock import Clock
-from raysys.config import ServeSettings
+from raysys.config import RankingSettings, ServeSettings
 from raysys.data.item_entry import ItemEntry
 from raysys.errors import Unavailable
+from raysys.in_process import LocalRanker
 from raysys.index.catalogue import Catalogue
 from raysys.lookup import Lookup
+from raysys.ranking.explore import TimesShown
 from raysys.recommender import Encode, Ranker, Recall, Recommender
 from raysys.serving.edge import Metrics
+from raysys.serving.experiments import Arms, common_caps, interleave, rankings
 from raysys.serving.live import LiveItems
 from raysys.serving.near_line import NearLine
 from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
+from raysys.types import SOURCES, Answer, FriendLikes, Profile, Request
 
 
 @dataclass(frozen=True)
 class Current:
-    """The parts that belong to one snapshot."""
+    """The parts that belong to one snapshot.
+
+    by_arms: what makes the lists of people in these arms, two where a list is made of two.
+    """
 
     recommender: Recommender
+    by_arms: Mapping[Arms, tuple[Recommender, ...]]
     live: LiveItems
     texts: NearLine
     entry: ItemEntry
@@ -33,6 +42,20 @@ class Current:
     @property
     def lookup(self) -> Lookup:
         return self.recommender.lookup
+
+    def check(self, request: Request, arms: Arms) -> None:
+        """As ``Recommender.check``, for somebody in these arms."""
+        for one in self.by_arms[arms]:
+            one.check(request)
+
+    async def recommend(self, request: Request, profile: Profile, friends: FriendLikes | None, arms: Arms) -> Answer:
+        """The list of somebody in these arms."""
+        recommenders = self.by_arms[arms]
+        if len(recommenders) == 1:
+            return await recommenders[0].recommend(request, profile, friends)
+        plain = replace(request, explore=False)  # a draw for new items would have no team
+        first, second = await asyncio.gather(*(one.recommend(plain, profile, friends) for one in recommenders))
+        return interleave(first, second, plain, common_caps(*(one.caps(plain) for one in recommenders)))
 
     async def stop(self) -> None:
         await self.live.stop()
@@ -81,9 +104,10 @@ async def open_current(
     state: StateStore,
     metrics: Metrics,
     clock: Clock,
+    times_shown: TimesShown,
 ) -> Current:
     """The parts for one snapshot, caught up with the changes after it. Raises Unavailable, and ConfigError for rules of
-    the list that do not fit the snapshot."""
+    the list, in whatever arm, that do not fit the snapshot."""
     texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint(), clock, metrics.freshness)
     live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
@@ -96,5 +120,21 @@ async def open_current(
         settings.candidates_per_source,
         clock,
         settings.ranking,
+        times_shown,
     )
-    return Current(recommender, live, texts, ItemEntry(catalogue.manifest.item_rules, catalogue.schema))
+    by_arms = {
+        arms: tuple(_ranked_by(recommender, ranking, settings.ranking, ranker) for ranking in of_lists)
+        for arms, of_lists in rankings(settings.experiments, settings.ranking).items()
+    }
+    return Current(recommender, by_arms, live, texts, ItemEntry(catalogue.manifest.item_rules, catalogue.schema))
+
+
+def _ranked_by(base: Recommender, ranking: RankingSettings, of_base: RankingSettings, ranker: Ranker) -> Recommender:
+    """The path for an arm. The rankers of the tier rank by ``of_base``; others do right here. Weights of an arm's own
+    count as they are, without what the snapshot has learned."""
+    if ranking == of_base:
+        return base
+    same_weights = all(getattr(ranking, name) == getattr(of_base, name) for name in SOURCES)
+    if same_weights and ranking.learned == of_base.learned:
+        return base.ranked_by(ranking, ranker)
+    return base.ranked_by(ranking, LocalRanker(ranking, base.catalogue.folder if same_weights else None))

@@ -13,12 +13,14 @@ from raysys.config import ImpressionSettings, ServeSettings
 from raysys.errors import Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.profile.reader import Profiles
+from raysys.ranking.explore import TimesShown
 from raysys.recommender import Encode, Ranker, Recall, Recommender
 from raysys.serving.api import Health, Routes, create_app
 from raysys.serving.background import end
 from raysys.serving.current import InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
+from raysys.serving.experiments import Assignment
 from raysys.serving.impressions import ImpressionLog
 from raysys.serving.items import Items
 from raysys.serving.people import People
@@ -40,6 +42,7 @@ class Front:
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
+        self._times_shown = TimesShown()  # of new items, whatever the snapshot
         self._housekeeping: asyncio.Task[None] | None = None
         self.probe = None
         if settings.probe_every_s is not None:
@@ -51,7 +54,7 @@ class Front:
         profiles = Profiles(self.state, settings.profile, self._clock)
         is_alone = settings.gateway.max_replicas == 1
         routes = Routes(
-            Service(self.in_use, profiles, self._metrics, self.impressions),
+            Service(self.in_use, profiles, self._metrics, self.impressions, Assignment(settings.experiments)),
             Items(self.in_use, self.state, self._clock),
             Events(self.in_use, self.state, settings.profile, self._metrics, self._clock),
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
@@ -62,7 +65,15 @@ class Front:
     async def take(self, catalogue: Catalogue, encode: Encode, shards: Recall, ranker: Ranker) -> None:
         """Answer from this snapshot, and every change after it, from the next request on. Raises Unavailable."""
         current = await open_current(
-            catalogue, encode, shards, ranker, self._settings, self.state, self._metrics, self._clock
+            catalogue,
+            encode,
+            shards,
+            ranker,
+            self._settings,
+            self.state,
+            self._metrics,
+            self._clock,
+            self._times_shown,
         )
         await self.in_use.replace(current)
         if self._housekeeping is None:

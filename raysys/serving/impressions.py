@@ -201,7 +201,8 @@ def _to_batch(answers: Sequence[_Shown]) -> pa.RecordBatch:
         "item_id": [item.item_id for item in items],
         "score": [item.score for item in items],
         "sources": _source_scores([item.sources for item in items]),
-        "propensity": pa.nulls(len(items), pa.float64()),  # nothing explores yet: no place was left to chance
+        "propensity": [item.propensity for item in items],
+        "team": [item.team for item in items],
     }
     return pa.RecordBatch.from_pydict(columns, schema=IMPRESSION_SCHEMA)
 
@@ -216,6 +217,7 @@ def _of_answers(answers: Sequence[_Shown]) -> dict[str, pa.Array]:
         "snapshot_id": [shown.answer.snapshot_id for shown in answers],
         "profile_version": [shown.answer.profile_version for shown in answers],
         "degraded": [shown.degraded for shown in answers],
+        "experiments": [shown.answer.experiments for shown in answers],
     }
     of_row = pa.array(np.repeat(np.arange(len(answers)), [len(shown.answer.items) for shown in answers]))
     return {name: pa.array(values, IMPRESSION_SCHEMA.field(name).type).take(of_row) for name, values in columns.items()}

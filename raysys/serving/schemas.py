@@ -111,6 +111,7 @@ class RecommendBody(Person):
     language: Language | None = Field(
         default=None, description="Of the reasons, as in BCP 47: en or zh. null = that of the user, else en."
     )
+    explore: bool | None = Field(default=None, description="Whether some places go to new items, drawn by chance.")
 
 
 class RankBody(Person):
@@ -295,6 +296,18 @@ class ItemAnswer(BaseModel):
     promoted: bool
     label: str | None
     reasons: list[ReasonAnswer] = Field(description="Why it stands here, where `explain` asks for it.")
+    explored: bool = Field(description="It is new, and was drawn for this place.")
+    propensity: float | None = Field(
+        description="How likely it was that the item stands here; null where nothing was left to chance."
+    )
+    team: Literal["first", "second"] | None = Field(description="Of an interleaved list: which ranking picked it.")
+
+
+class ExposureAnswer(BaseModel):
+    """An experiment that the person is in, and their arm."""
+
+    experiment: str
+    arm: str
 
 
 class ListAnswer(BaseModel):
@@ -310,6 +323,7 @@ class ListAnswer(BaseModel):
     reasons: list[str]
     unmet: list[UnmetAnswer]
     unknown_items: list[str]
+    experiments: list[ExposureAnswer]
     timings_ms: Mapping[str, float]
 
 

@@ -11,6 +11,7 @@ from raysys.profile.reader import Profiles
 from raysys.serving import schemas
 from raysys.serving.current import Current, InUse
 from raysys.serving.edge import Metrics
+from raysys.serving.experiments import Arms, Assignment
 from raysys.serving.impressions import ImpressionLog, Route
 from raysys.types import Answer, Cap, Profile, Promotion, Request, user_key
 
@@ -19,10 +20,17 @@ class Service:
     """Lists of items for people, texts and items."""
 
     def __init__(
-        self, in_use: InUse, profiles: Profiles, metrics: Metrics, impressions: ImpressionLog | None = None
+        self,
+        in_use: InUse,
+        profiles: Profiles,
+        metrics: Metrics,
+        impressions: ImpressionLog | None = None,
+        assignment: Assignment | None = None,
     ) -> None:
+        """impressions: None = nothing is logged. assignment: to arms of experiments, None = nobody is in any."""
         self._in_use, self._profiles, self._metrics = in_use, profiles, metrics
         self._impressions = impressions
+        self._assignment = Assignment(()) if assignment is None else assignment
 
     async def recommend(self, body: schemas.RecommendBody) -> dict[str, Any]:
         current = self._in_use.now()
@@ -30,12 +38,14 @@ class Service:
             check(body.filter, current.catalogue.schema)
         request = Request(limit=body.limit, filter=body.filter, exclude_seen=body.exclude_seen, **_person(body))
         request = replace(request, **_rules(body), explain=body.explain, language=body.language)
-        current.recommender.check(request)
-        return await self._for_person("recommendations", current, request)
+        request = replace(request, recommendation_id=uuid.uuid4().hex)
+        arms = self._assignment.arms(request.user)
+        current.check(request, arms)
+        return await self._for_person("recommendations", current, request, arms)
 
     async def rank(self, body: schemas.RankBody) -> dict[str, Any]:
         request = Request(limit=len(set(body.items)), only=body.items, **_person(body))
-        return await self._for_person("rank", self._in_use.now(), request)
+        return await self._for_person("rank", self._in_use.now(), request, ())
 
     async def search(self, body: schemas.SearchBody) -> dict[str, Any]:
         return await self._search("search", Request(limit=body.limit, query=body.query, filter=body.filter))
@@ -44,18 +54,19 @@ class Service:
         request = Request(limit=body.limit, positive=(body.item_id,), filter=body.filter)
         return await self._search("similar", request)
 
-    async def _for_person(self, route: Route, current: Current, request: Request) -> dict[str, Any]:
+    async def _for_person(self, route: Route, current: Current, request: Request, arms: Arms) -> dict[str, Any]:
         profile, degraded = await self._profile(request.user)
         friends, has_all = await self._profiles.friends.of(profile)
-        answer = await current.recommender.recommend(request, profile, friends)
         degraded += [] if has_all else ["friends"]
-        return self._list(route, request.user, answer, current.recommender.unknown(request), degraded)
+        answer = await current.recommend(request, profile, friends, arms)
+        answer = replace(answer, experiments=self._assignment.exposures(arms)) if arms else answer
+        return self._list(route, request, answer, current.recommender.unknown(request), degraded)
 
     async def _search(self, route: Route, request: Request) -> dict[str, Any]:
         current = self._in_use.now()
         if request.filter is not None:
             check(request.filter, current.catalogue.schema)
-        return self._list(route, None, await current.recommender.search(request), [], [])
+        return self._list(route, request, await current.recommender.search(request), [], [])
 
     async def _profile(self, user: str | None) -> tuple[Profile, list[str]]:
         if user is None:
@@ -66,16 +77,16 @@ class Service:
             return Profile(user), ["profile"]
 
     def _list(
-        self, route: Route, user: str | None, answer: Answer, unknown: Sequence[str], degraded: Sequence[str]
+        self, route: Route, request: Request, answer: Answer, unknown: Sequence[str], degraded: Sequence[str]
     ) -> dict[str, Any]:
         for stage, milliseconds in answer.timings_ms.items():
             self._metrics.stage_s.labels(stage).observe(milliseconds / 1e3)
         missing = [*degraded, *answer.degraded]
         for part in missing:
             self._metrics.degraded.labels(part).inc()
-        recommendation_id = uuid.uuid4().hex
+        recommendation_id = uuid.uuid4().hex if request.recommendation_id is None else request.recommendation_id
         if self._impressions is not None:
-            self._impressions.add(recommendation_id, route, user, answer, missing)
+            self._impressions.add(recommendation_id, route, request.user, answer, missing)
         return {
             "recommendation_id": recommendation_id,
             "snapshot_id": answer.snapshot_id,
@@ -87,6 +98,7 @@ class Service:
             "reasons": answer.reasons,
             "unmet": answer.unmet,
             "unknown_items": unknown,
+            "experiments": answer.experiments,
             "timings_ms": answer.timings_ms,
         }
 
@@ -109,4 +121,5 @@ def _rules(body: schemas.RecommendBody) -> dict[str, Any]:
         "caps": tuple(Cap(cap.field, cap.most) for cap in body.caps),
         "one_per": body.one_per,
         "promotions": tuple(Promotion(p.item_id, p.slot, p.label) for p in body.promotions),
+        "explore": body.explore,
     }

@@ -54,6 +54,7 @@ def args(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         "state": str(folder / "state.sqlite3"),
         "impressions": {"folder": str(folder / "impressions")},
         "ranking": {"trending": 0.0},  # it changes with every second, and the tests here compare answers
+        "experiments": [{"name": "x", "arms": [{"name": "a"}, {"name": "b", "ranking": {"popular": 0, "words": 1}}]}],
     }
 
 
@@ -234,10 +235,15 @@ def test_fused_answers_equal_tiered_ones(
     service: LocalService, api: Client, args: dict[str, Any], raw: dict[str, Any], port: int
 ) -> None:
     bodies = some_requests(oracle(raw["index"]["root"]))
-    tiered = [api.recommend(**body)["items"] for body in bodies]
+    bodies += [{**bodies[2], "user_id": f"p{number}"} for number in range(8)]  # who are in arms of an experiment
+    tiered = [api.recommend(**body) for body in bodies]
     service.serve({**args, "topology": "fused"}, port)
-    fused = [api.recommend(**body)["items"] for body in bodies]
-    for ours, theirs in zip(fused, tiered, strict=True):
+    fused = [api.recommend(**body) for body in bodies]
+    assert [one["experiments"] for one in fused] == [one["experiments"] for one in tiered]
+    assert {one["arm"] for answer in fused for one in answer["experiments"]} == {"a", "b"}
+    arms = [[item["item_id"] for item in answer["items"]] for answer in fused[len(bodies) - 8 :]]
+    assert len(set(map(tuple, arms))) == 2
+    for ours, theirs in zip([one["items"] for one in fused], [one["items"] for one in tiered], strict=True):
         assert [item["item_id"] for item in ours] == [item["item_id"] for item in theirs]
         assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=1e-5)
         assert texts(ours) == texts(theirs)

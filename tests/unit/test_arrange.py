@@ -399,6 +399,9 @@ async def test_all_rules_at_once_over_http(shared: Served) -> None:
         "promoted": True,
         "label": "Ad",
         "reasons": [],
+        "explored": False,
+        "propensity": None,
+        "team": None,
         **dict.fromkeys(("moved", "metadata", "sources", "score")),
     }
     years = [item["metadata"]["year"] for item in answer["items"] if "year" in item["metadata"]]

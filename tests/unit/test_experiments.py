@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare, kstest, norm, ttest_ind
 
+from raysys.config import ServeSettings, parse
 from raysys.errors import InvalidInput
 from raysys.evaluation.experiments import (
     EXPOSURE_SCHEMA,
@@ -377,3 +379,11 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert said.startswith("the log holds no rows\n")
     assert "prefers=None" in said
     assert "verdict='better'" in said
+
+
+def test_the_settings_of_the_page_are_settings() -> None:
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    served = [parse(ServeSettings, yaml.safe_load(block), "the page") for block in blocks]
+    assert [len(one.experiments) for one in served] == [0, 1, 1]
+    assert served[0].ranking.explore.enabled

@@ -133,6 +133,8 @@ def test_every_item_of_every_answer_has_a_row_with_everything_in_place(logs: Log
         "sources": [{"name": "query", "score": 0.5}, {"name": "profile", "score": -0.25}],
         "propensity": None,
         "degraded": ["encoder", "shard-01"],
+        "experiments": [],
+        "team": None,
         "day": "2023-12-14",
     }
     one, two, three = logs.rows()
