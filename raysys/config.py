@@ -378,8 +378,10 @@ class ArmSettings(Settings):
 
 
 class ExperimentSettings(Settings):
-    """An experiment on recommendations (``evaluation.experiments``). Its name, and names and order of arms, say who is
-    in which arm."""
+    """An experiment on recommendations (``evaluation.experiments``).
+
+    Its name and the shares of its arms, in their order, say who is in which arm; change them, and people change sides.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
     arms: Annotated[tuple[ArmSettings, ...], Field(min_length=2), AfterValidator(_check_arms)]

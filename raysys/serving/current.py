@@ -1,13 +1,13 @@
 """What one gateway serves from: a snapshot, what changed since, and the encoder behind both. Replaced as a whole."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raysys.clock import Clock
 from raysys.config import RankingSettings, ServeSettings
 from raysys.data.item_entry import ItemEntry
-from raysys.errors import Unavailable
+from raysys.errors import ConfigError, Unavailable
 from raysys.in_process import LocalRanker
 from raysys.index.catalogue import Catalogue
 from raysys.lookup import Lookup
@@ -123,10 +123,19 @@ async def open_current(
         times_shown,
     )
     by_arms = {
-        arms: tuple(_ranked_by(recommender, ranking, settings.ranking, ranker) for ranking in of_lists)
+        arms: _of_arms(arms, recommender, of_lists, settings.ranking, ranker)
         for arms, of_lists in rankings(settings.experiments, settings.ranking).items()
     }
     return Current(recommender, by_arms, live, texts, ItemEntry(catalogue.manifest.item_rules, catalogue.schema))
+
+
+def _of_arms(
+    arms: Arms, base: Recommender, of_lists: Sequence[RankingSettings], of_base: RankingSettings, ranker: Ranker
+) -> tuple[Recommender, ...]:
+    try:
+        return tuple(_ranked_by(base, ranking, of_base, ranker) for ranking in of_lists)
+    except ConfigError as error:
+        raise ConfigError(f"experiments, for people in {' and '.join(arms)}: {error}") from error
 
 
 def _ranked_by(base: Recommender, ranking: RankingSettings, of_base: RankingSettings, ranker: Ranker) -> Recommender:

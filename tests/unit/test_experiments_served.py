@@ -132,7 +132,7 @@ def test_what_is_served_keeps_an_arm_that_goes_back_to_a_default(tmp_path: Path)
 
 async def test_rules_of_an_arm_that_do_not_fit_the_snapshot_keep_it_from_being_used(shop: Shop, tmp_path: Path) -> None:
     trial = arms({}, {"ranking": {"caps": {"colour": 1}}})
-    with pytest.raises(ConfigError, match=r"ranking\.caps\.colour: there is no field 'colour'"):
+    with pytest.raises(ConfigError, match=r"people in arm-1: ranking\.caps\.colour: there is no field 'colour'"):
         await serve_here(shop.store(2), tmp_path / "s.sqlite3", experiments=[trial], impressions={"folder": None})
 
 
