@@ -5,7 +5,7 @@ Rows are sorted by item key, so a key is found by binary search and two builds o
     items.arrow       the items' fields, one row an item     keys.npy        [n] uint64
     vectors.npy       [n, dim] float32                       popularity.npy  [n] float32 in 0..1
     index.faiss       the vector index                       transition/, ridge/   behaviour that leads to these rows
-                                                             words/          the terms of the items
+    sequence.npy    [n, d] float32, where fitted             words/          the terms of the items
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from raysys.data.catalog import ITEM_SCHEMA
 from raysys.errors import SnapshotError
 from raysys.index.arrays import open_array, save_array
 from raysys.index.filters import Attributes
+from raysys.index.sequence import VECTORS
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.vector_index import VectorIndex
 from raysys.index.words import Vocabulary, WordRows
@@ -36,6 +37,7 @@ def write_shard(
     ridge: SparseRows,
     words: WordRows,
     index: VectorIndex,
+    sequence: Vectors | None = None,
 ) -> None:
     """Write all files of a shard into a fresh folder. All inputs are in row order: sorted by key."""
     folder.mkdir(parents=True)
@@ -48,6 +50,8 @@ def write_shard(
     ridge.save(folder / "ridge")
     words.save(folder / "words")
     index.save(folder / "index.faiss")
+    if sequence is not None:
+        save_array(folder / VECTORS, sequence)
 
 
 def open_items(folder: Path) -> pa.Table:
@@ -106,6 +110,12 @@ class ShardFiles:
         """Without a weight where the snapshot has none: many items, or written before there was this model."""
         folder = self.folder / "ridge"
         return SparseRows.load(folder) if folder.is_dir() else SparseRows.empty()
+
+    @cached_property
+    def sequence(self) -> Vectors | None:
+        """[n, d] float32, the items' vectors in the sequence model; None where the snapshot has none."""
+        path = self.folder / VECTORS
+        return open_array(path) if path.is_file() else None
 
     @cached_property
     def words(self) -> WordRows:

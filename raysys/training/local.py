@@ -32,5 +32,9 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         report.add(behaviour.fit_ridge(plan))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))
+        if settings.behaviour.sequence is not None:
+            from raysys.training.sequence.alone import fit_alone  # torch takes a second to load
+
+            report.add(fit_alone(plan, encoder.identity))
         finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
         return finish.publish(plan, encoder.identity, finished, report.as_dict())

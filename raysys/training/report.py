@@ -76,6 +76,11 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
             f"no ridge regression: {get('ridge_too_many'):,} items were met twice or more, and behaviour.ridge_items "
             "allows fewer"
         )
+    if get("sequence_epochs", 0):
+        yield (
+            f"sequence model over {get('sequence_items'):,} items: best after {get('sequence_best_epoch')} of "
+            f"{get('sequence_epochs')} epochs"
+        )
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"

@@ -23,6 +23,7 @@ from raysys.index.manifest import Manifest, ShardRecord
 from raysys.training import behaviour, finish, items
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
+from raysys.training.sequence import stage as sequence
 
 Say = Callable[[str], None]
 PROGRESS_EVERY_S = 2.0
@@ -60,6 +61,7 @@ class _Build:
         self._encode(identity)
         with self._report.stage("behaviour"):
             self._report.add(ray.get(fitted))
+        self._fit_sequence(identity)
         finished = self._finish(identity)
         with self._report.stage("publish"):
             return finish.publish(self._plan, identity, finished, self._report.as_dict())
@@ -130,6 +132,21 @@ class _Build:
             if now_s - said_s >= PROGRESS_EVERY_S or done == todo:
                 said_s = now_s
                 self._say(f"encoded {done:,} of {todo:,} texts in {now_s - start_s:.0f} s, start-up included")
+
+    def _fit_sequence(self, identity: EncoderIdentity) -> None:
+        settings = self._plan.settings.behaviour.sequence
+        if settings is None:
+            return
+        with self._report.stage("sequence model"):
+            counts: dict[str, int] = ray.get(_write_histories.remote(self._plan, identity))
+            self._report.add(counts)
+            if not counts:
+                return
+            from raysys.training.distributed.train_sequence import fit_together  # torch and Ray Train take seconds
+
+            progress = fit_together(self._plan.staged("sequence"), settings, counts["sequence_windows"])
+        self._report.add(progress.counts())
+        self._say(f"sequence model: {progress.epochs} epochs, the best {progress.best + 1}")
 
     def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
@@ -216,6 +233,11 @@ def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
 def _fit_ridge(plan: BuildPlan, *weighed: None) -> dict[str, int]:
     os.nice(ENCODER_NICENESS)
     return behaviour.fit_ridge(plan)
+
+
+@ray.remote
+def _write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
+    return sequence.write_histories(plan, identity)
 
 
 @ray.remote

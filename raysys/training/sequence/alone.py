@@ -1,0 +1,20 @@
+"""The fit of the sequence model in this process, for builds without Ray."""
+
+from raysys.encoder.protocol import EncoderIdentity
+from raysys.training.plan import BuildPlan
+from raysys.training.sequence import stage
+from raysys.training.sequence.examples import Histories
+from raysys.training.sequence.fit import Alone, fit, save_fitted
+
+
+def fit_alone(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
+    """Write the histories, fit, write the model. Returns counts as ``stage.write_histories`` and the fit."""
+    settings = plan.settings.behaviour.sequence
+    assert settings is not None  # noqa: S101  # nobody asks without
+    counts = stage.write_histories(plan, identity)
+    if not counts:
+        return {}
+    histories = Histories.load(plan.staged("sequence"))
+    model, progress = fit(histories, settings, Alone())
+    save_fitted(plan.staged("sequence"), model, histories, progress)
+    return counts | progress.counts()

@@ -1,0 +1,102 @@
+"""The sequence model in a snapshot: only where asked for, with a vector an item, those nobody met by their text."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import NOW_S, Shop
+
+from raysys.config import BuildSettings, EventsSettings, SequenceSettings
+from raysys.encoder.build import build_encoder
+from raysys.index.arrays import open_array
+from raysys.index.catalogue import Catalogue
+from raysys.index.manifest import Manifest, verify_files
+from raysys.index.sequence import SHAPE, WEIGHTS, SequenceEncoder
+from raysys.index.store import SnapshotStore
+from raysys.keys import item_keys
+from raysys.training import behaviour, items
+from raysys.training.local import build_here
+from raysys.training.plan import planned
+from raysys.training.sequence import stage
+from raysys.training.sequence.examples import Histories
+
+SMALL = {"dim": 16, "epochs": 2, "negatives": 32, "max_history": 10}
+
+
+@pytest.fixture(scope="module")
+def settings(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
+    given = shop.settings(2, tmp_path_factory.mktemp("index"))
+    behaviour = given.behaviour.model_copy(update={"sequence": SequenceSettings(**SMALL)})
+    return given.model_copy(update={"behaviour": behaviour})
+
+
+@pytest.fixture(scope="module")
+def built(settings: BuildSettings) -> tuple[Manifest, Path]:
+    manifest = build_here(settings)
+    return manifest, SnapshotStore(settings.index.root).folder(manifest.snapshot_id)
+
+
+def test_the_snapshot_names_the_model_and_its_vectors(built: tuple[Manifest, Path]) -> None:
+    manifest, folder = built
+    verify_files(folder, manifest)
+    assert {SHAPE, WEIGHTS, "shard-00000/sequence.npy", "shard-00001/sequence.npy"} <= set(manifest.files)
+    assert SequenceEncoder.load(folder).shape.max_history == 10
+    for shard in Catalogue(folder).shards:
+        assert shard.sequence is not None
+        assert (shard.sequence.shape, shard.sequence.dtype) == ((len(shard.keys), 16), np.float32)
+
+
+def test_met_items_have_drifted_and_the_others_are_their_text(shop: Shop, built: tuple[Manifest, Path]) -> None:
+    encoder, met = SequenceEncoder.load(built[1]), set(shop.world.events["item_id"].to_pylist())
+    for shard in Catalogue(built[1]).shards:
+        assert shard.sequence is not None
+        by_text = encoder.item_vectors(shard.vectors)
+        is_met = np.array([item_id in met for item_id in shard.items["item_id"].to_pylist()])
+        same = (shard.sequence == by_text).all(axis=1)
+        assert same[~is_met].all()
+        assert not same[is_met].any()
+
+
+def test_it_is_off_unless_asked_for(shop: Shop) -> None:
+    catalogue = Catalogue(shop.snapshot(2))
+    assert not {SHAPE, WEIGHTS} & set(catalogue.manifest.files)
+    assert catalogue.shards[0].sequence is None
+
+
+def test_everything_means_the_sequence_model_too(settings: BuildSettings, shop: Shop) -> None:
+    assert shop.settings(2).with_everything().behaviour.sequence == SequenceSettings()
+    assert settings.with_everything() == settings
+
+
+def test_without_events_there_is_none(settings: BuildSettings, tmp_path: Path) -> None:
+    index = settings.index.model_copy(update={"root": str(tmp_path)})
+    manifest = build_here(settings.model_copy(update={"events": None, "index": index}))
+    assert SHAPE not in manifest.files
+
+
+def test_events_of_one_time_stay_in_the_order_of_the_file(settings: BuildSettings, tmp_path: Path) -> None:
+    walks = {f"user-{user}": np.random.default_rng(user).permutation(20).tolist() for user in range(9)}
+    rows = [{"user_id": user, "item_id": f"item-{item}", "timestamp": NOW_S} for user in walks for item in walks[user]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "events.parquet")
+    changes = {
+        "events": EventsSettings(path=str(tmp_path / "events.parquet")),
+        "index": settings.index.model_copy(update={"root": str(tmp_path)}),
+    }
+    encoder = build_encoder(settings.encoder)
+    with planned(settings.model_copy(update=changes), NOW_S) as plan:
+        items.stage_items(plan, 0)
+        behaviour.stage_events(plan, 0)
+        for part in range(plan.n_shards):
+            behaviour.count_part(plan, part, NOW_S)
+            items.settle_shard(plan, part, encoder.identity)
+        for path in items.todo_files(plan):
+            items.encode_file(plan, path, encoder)
+        assert stage.write_histories(plan, encoder.identity)["sequence_items"] == 20
+        found = Histories.load(plan.staged("sequence"))
+        keys = open_array(plan.staged("sequence") / "keys.npy")
+    expected = {tuple(item_keys(f"item-{item}" for item in walk).tolist()) for walk in walks.values()}
+    bounds = pairwise(found.starts.tolist())
+    assert {tuple(keys[found.items[begin:end]].tolist()) for begin, end in bounds} == expected
