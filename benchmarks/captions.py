@@ -14,7 +14,7 @@ import pyarrow as pa
 from data_sets import FIRST_EVENT_S, DataSet
 from product import ROWS, Snapshot
 
-from raysys.config import EncoderSettings, ProfileSettings
+from raysys.config import BehaviourSettings, EncoderSettings, ProfileSettings
 from raysys.evaluation.intervals import estimate
 from raysys.evaluation.sequences import Sequences
 from raysys.evaluation.splits import Fold, Split, Task
@@ -41,7 +41,7 @@ def captions_report(folder: Path, work: Path, threads: int) -> dict[str, Any]:
     for name, encoder in ENCODERS.items():
         folder_of = work / encoder.kind
         folder_of.mkdir()
-        snapshot = Snapshot(data, data.split.validation[0], folder_of, threads, encoder)
+        snapshot = Snapshot(data, data.split.validation[0], folder_of, threads, encoder, BehaviourSettings())
         same = np.array(asyncio.run(_same_category(snapshot, asked, category)))
         result = estimate(same, np.random.default_rng(0))
         found[name] = {

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from data_sets import DataSet
 
 from raysys.config import (
+    BehaviourSettings,
     BuildSettings,
     CatalogSettings,
     EncoderSettings,
@@ -40,7 +41,7 @@ from raysys.types import SOURCES, Answer, Candidates, Event, Profile, RecallQuer
 
 BATCH = 256
 TEXT_SOURCES = {"query", "profile", "said", "query_words", "words"}
-BEHAVIOUR_SOURCES = {"transition", "ridge"}
+BEHAVIOUR_SOURCES = {"transition", "ridge", "factors"}
 COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 
 
@@ -80,9 +81,17 @@ class AskedAt:
 
 
 class Snapshot:
-    """What the indexing job makes of the catalogue and the training events of one fold, with default settings."""
+    """What the indexing job makes of the catalogue and the training events of one fold; other settings are defaults."""
 
-    def __init__(self, data: DataSet, fold: Fold, work: Path, threads: int, encoder: EncoderSettings) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        fold: Fold,
+        work: Path,
+        threads: int,
+        encoder: EncoderSettings,
+        behaviour: BehaviourSettings,
+    ) -> None:
         self.data, self.clock = data, AskedAt(fold.now_s)
         pq.write_table(data.catalogue, work / "items.parquet")
         pq.write_table(_events(data, fold.train), work / "events.parquet")
@@ -91,6 +100,7 @@ class Snapshot:
             events=EventsSettings(path=str(work / "events.parquet"), default_kind=data.kind),
             index=IndexSettings(root=str(work / "index")),
             encoder=encoder,
+            behaviour=behaviour,
         )
         manifest = build_here(settings)
         self.catalogue = Catalogue(SnapshotStore(settings.index.root).folder(manifest.snapshot_id))

@@ -137,14 +137,14 @@ class SequenceSettings(Settings):
 
     ``dim``: of its item and user vectors. ``max_history``: the latest events that it reads. ``drift``: how far
     behaviour may move an item from what its text says, as a share of the length of that; ``drift_left_out``: the share
-    of items that each step sees by their text alone. ``temperature``: of the scores, which are cosines.
+    of items that each step sees by their text alone. ``temperature``: of the scores, which are cosines, at first.
     ``negatives``: drawn for each step, of which ``popular_negatives`` as often as people met them, the others evenly.
     ``batch``: windows of histories in one step, of all workers together. ``patience``: epochs without a better one
     after which the fit ends; ``epochs``: the most of them.
     ``workers``: processes that fit together. ``gpus_per_worker``: 0 = on the CPU.
     """
 
-    dim: PositiveInt = 64
+    dim: PositiveInt = 128
     blocks: PositiveInt = 2
     heads: PositiveInt = 2
     max_history: PositiveInt = 50
@@ -174,12 +174,14 @@ class SequenceSettings(Settings):
 
 
 class BehaviourSettings(Settings):
-    """What is counted and fitted on events: transitions, ridge regression, popularity with decay (formulas in
+    """What is counted and fitted on events: transitions, ridge regression, factors, popularity with decay (formulas in
     ``training``).
 
     ``ridge_items``: with more items that were met at least twice the regression is left out, as one task needs some
-    8 bytes for each pair of them; 0 = never. ``sequence``: None = no sequence model is fitted; ``jobs/train.py`` fits
-    one by default.
+    8 bytes for each pair of them; 0 = never. ``factors``: whether people and items become vectors whose products say
+    who likes what; ``auto`` = where the regression is left out. ``factors_unobserved``: the weight of a pair that
+    nobody saw, beside 1 of a view. ``sequence``: None = no sequence model is fitted; ``jobs/train.py`` fits one by
+    default.
     """
 
     window: PositiveInt = 50
@@ -190,6 +192,11 @@ class BehaviourSettings(Settings):
     ridge_decay: Annotated[float, Field(gt=0, lt=1)] = 0.8
     ridge_penalty: Annotated[float, Field(gt=0)] = 100.0
     ridge_words: Annotated[float, Field(ge=0)] = 2.0
+    factors: Literal["auto", "always", "never"] = "auto"
+    factors_dim: PositiveInt = 64
+    factors_iterations: PositiveInt = 12
+    factors_unobserved: Annotated[float, Field(gt=0)] = 0.01
+    factors_penalty: Annotated[float, Field(gt=0)] = 0.01
     popularity_half_life_days: Annotated[float, Field(gt=0)] = 365.0
     event_weights: dict[str, float] = EVENT_WEIGHTS
     sequence: SequenceSettings | None = None
@@ -287,6 +294,8 @@ class RankingSettings(Settings):
     words: float = 0.01
     transition: float = 0.6
     ridge: float = 1.0
+    factors: float = 0.015
+    sequence: float = 0.1
     trending: float = 0.05
     fresh: float = 0.02
     popular: float = 0.002

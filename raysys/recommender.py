@@ -200,6 +200,7 @@ class Recommender:
             only=None if request.only is None else item_keys(request.only),
             query_words=words,
             words=taste.words,
+            placed=taste.placed,
         )
 
     async def _recall(self, query: RecallQuery, promoted: Sequence[str], trace: Trace) -> tuple[Candidates, int]:

@@ -1,12 +1,14 @@
 """What a person is after, as vectors: arithmetic over vectors that exist already, of their items and of their words."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import ProfileSettings
+from raysys.index.spaces import PlacesItems
 from raysys.lookup import Lookup
 from raysys.profile.interests import interests
 from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
@@ -20,7 +22,7 @@ _NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tastes:
     """liked: [m, dim] float32, one vector an interest. said: [s, dim] float32, one a text. words: the terms of what
-    they like. None where there is none.
+    they like. None where there is none. placed: as in ``RecallQuery``.
 
     is_final: all that they said is encoded; what is not is left out.
     """
@@ -28,6 +30,7 @@ class Tastes:
     liked: Vectors | None = None
     said: Vectors | None = None
     words: Terms | None = None
+    placed: Mapping[int, Vectors] = field(default_factory=dict)
     is_final: bool = True
 
 
@@ -65,11 +68,32 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     against = said_weights < 0
     negatives = np.concatenate([disliked, said[against]])
     negative_weights = np.concatenate([disliked_weights, -said_weights[against]])
-    liked = await _liked(known, lookup, settings, now_s, negatives, negative_weights)
+    vectors, is_known = await lookup.vectors(known.items)
+    liked = _liked(known, vectors, is_known, lookup, settings, now_s, negatives, negative_weights)
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
     wanted = [decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights) for i in for_them]
-    return Tastes(liked, _stack(wanted), await _words(known, lookup), is_final=len(said) == len(known.sayings))
+    words, placed = await _words(known, lookup), _placed(known, vectors, is_known, lookup)
+    return Tastes(liked, _stack(wanted), words, placed, is_final=len(said) == len(known.sayings))
+
+
+def _placed(known: Seeds, text: Vectors, has_text: NDArray[np.bool_], lookup: Lookup) -> dict[int, Vectors]:
+    """Where each behaviour model with vectors places the person: by the liked items that it knows.
+
+    text: [n_with, dim], has_text: [n] bool, which items these are: some models know new items by them.
+    """
+    if not (known.items and lookup.catalogue.models):
+        return {}
+    found, people = lookup.catalogue.find(known.items), {}
+    is_new = has_text & ~found.known
+    for source, model in lookup.catalogue.models.items():
+        settled = lookup.catalogue.placed(found, source)
+        placed = np.zeros((len(known.items), settled.shape[1]), dtype=np.float32)
+        placed[found.known] = settled
+        if isinstance(model, PlacesItems) and is_new.any():
+            placed[is_new] = model.items(text[is_new[has_text]])
+        people[source] = model.person(placed, known.weights)
+    return {source: vector for source, vector in people.items() if vector is not None}
 
 
 async def _words(known: Seeds, lookup: Lookup) -> Terms | None:
@@ -82,15 +106,16 @@ async def _words(known: Seeds, lookup: Lookup) -> Terms | None:
     return found if len(found) else None
 
 
-async def _liked(
+def _liked(
     known: Seeds,
+    vectors: Vectors,
+    is_known: NDArray[np.bool_],
     lookup: Lookup,
     settings: ProfileSettings,
     now_s: float,
     negatives: Vectors,
     negative_weights: NDArray[np.float32],
 ) -> Vectors | None:
-    vectors, is_known = await lookup.vectors(known.items)
     weights, times_s = known.weights[is_known], np.minimum(known.timestamps_s[is_known], now_s)
     contrast = lookup.catalogue.contrast
     center = np.zeros(vectors.shape[1], dtype=np.float32) if contrast is None else contrast.mean

@@ -12,8 +12,22 @@ Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 
 # The candidate sources, in the order of the columns of every score matrix.
-QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, TRENDING, FRESH, POPULAR = range(10)
-SOURCES = ("query", "profile", "said", "query_words", "words", "transition", "ridge", "trending", "fresh", "popular")
+QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, FACTORS, SEQUENCE, TRENDING, FRESH, POPULAR = range(12)
+SOURCES = (
+    "query",
+    "profile",
+    "said",
+    "query_words",
+    "words",
+    "transition",
+    "ridge",
+    "factors",
+    "sequence",
+    "trending",
+    "fresh",
+    "popular",
+)
+SPACES = (FACTORS, SEQUENCE)  # those of behaviour models in which items and people are vectors
 
 
 def user_key(user_id: str | None, session_id: str | None) -> str | None:
@@ -151,6 +165,7 @@ class RecallQuery:
     query: [dim] float32, L2-normalised where the metric is cosine; None = not given. profile: [m, dim], one vector an
     interest of the person. said: [s, dim], one a text of theirs. An item is as near to either as to its nearest vector.
     query_words, words: the terms of the query and of what the person likes; None = none.
+    placed: one of ``SPACES`` -> the person's vector there, [d] float32; its product with an item's is the item's score.
     history_keys: [h] uint64 item keys of the positive history; history_weights: [h] float32, decayed.
     exclude_keys: [e] uint64 item keys that must not come back.
     filter: a ``filters.Filter``; None keeps everything. now_s: UTC epoch seconds, for availability.
@@ -170,6 +185,7 @@ class RecallQuery:
     only: Keys | None = None
     query_words: Terms | None = None
     words: Terms | None = None
+    placed: Mapping[int, Vectors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

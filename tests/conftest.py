@@ -2,7 +2,7 @@
 
 import pytest
 from hypothesis import settings
-from support import Shop
+from support import FITTED, Shop
 
 # How long an example takes says something about the machine, which others may share.
 settings.register_profile("shared machine", deadline=None)
@@ -11,7 +11,7 @@ settings.load_profile("shared machine")
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop(tmp_path_factory.mktemp("shop"))
+    return Shop(tmp_path_factory.mktemp("shop"), behaviour=FITTED)
 
 
 @pytest.fixture(scope="session")

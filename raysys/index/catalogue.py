@@ -3,7 +3,7 @@
 Everything is memory-mapped and read row by row, so nothing here grows with the catalogue but the mapped files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raysys.index.contrast import Contrast
 from raysys.index.manifest import Manifest, read_manifest
 from raysys.index.shard_files import ShardFiles, rows_of
+from raysys.index.spaces import open_models
 from raysys.index.words import Vocabulary
 from raysys.keys import item_keys
 from raysys.types import Keys, Terms, Vectors
@@ -43,6 +44,7 @@ class Catalogue:
     def __init__(self, folder: Path) -> None:
         self.manifest: Manifest = read_manifest(folder)
         self.contrast = Contrast.load(folder) if self.manifest.has_contrast else None
+        self.models = open_models(folder, self.manifest)
         self.shards = [
             ShardFiles(folder / shard.folder, shard.index_kind, self.manifest.metric) for shard in self.manifest.shards
         ]
@@ -54,8 +56,7 @@ class Catalogue:
 
     def terms(self, found: Found) -> list[Terms]:
         """The terms of the known items, in their order."""
-        pairs = zip(found.shard[found.known].tolist(), found.row[found.known].tolist(), strict=True)
-        return [self.shards[shard].words.of(row) for shard, row in pairs]
+        return [self.shards[shard].words.of(row) for shard, row in _places(found)]
 
     @property
     def snapshot_id(self) -> str:
@@ -79,9 +80,13 @@ class Catalogue:
 
     def vectors(self, found: Found) -> Vectors:
         """[n_known, dim] float32, the vectors of the known items, in their order."""
-        pairs = zip(found.shard[found.known], found.row[found.known], strict=True)
-        rows = [self.shards[shard].vectors[row] for shard, row in pairs]
+        rows = [self.shards[shard].vectors[row] for shard, row in _places(found)]
         return np.stack(rows) if rows else np.empty((0, self.manifest.encoder_identity.dim), dtype=np.float32)
+
+    def placed(self, found: Found, source: int) -> Vectors:
+        """[n_known, d] float32, the vectors of the known items in one of the ``models``, in their order."""
+        rows = [self.shards[shard].spaces[source][row] for shard, row in _places(found)]
+        return np.stack(rows) if rows else np.empty((0, self.shards[0].spaces[source].shape[1]), dtype=np.float32)
 
     def text_key(self, item_id: str) -> bytes | None:
         """What names the vector of an item's text; None for an item that the snapshot does not hold."""
@@ -122,6 +127,11 @@ class Catalogue:
             }
             for files in self.shards
         ]
+
+
+def _places(found: Found) -> Iterator[tuple[int, int]]:
+    """Shard and row of the known items, in their order."""
+    return zip(found.shard[found.known].tolist(), found.row[found.known].tolist(), strict=True)
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

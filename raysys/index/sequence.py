@@ -2,9 +2,8 @@
 
 What it computes, and why, is in ``training.sequence.model``; only the last place of the history is followed to the end.
 
-    sequence.json           the shape of the model
-    sequence.safetensors    its weights, by the names that torch gives them
-    shard-*/sequence.npy    [n, dim] float32, the vectors of the items of a shard
+    spaces/sequence/shape.json             the shape of the model
+    spaces/sequence/weights.safetensors    its weights, by the names that torch gives them
 """
 
 import json
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
@@ -19,7 +19,7 @@ from scipy.special import expit
 from raysys.errors import SnapshotError
 from raysys.types import Vectors
 
-SHAPE, WEIGHTS, VECTORS = "sequence.json", "sequence.safetensors", "sequence.npy"
+SHAPE, WEIGHTS = "shape.json", "weights.safetensors"
 _TINY = np.float32(1e-12)
 _EPSILON = 1e-5  # of torch's layer norm
 
@@ -44,18 +44,19 @@ class SequenceEncoder:
     shape: Shape
     weights: Weights
 
-    def item_vectors(self, text: Vectors) -> Vectors:
+    def items(self, text: Vectors) -> Vectors:
         """[n, dim] float32 unit vectors of items that are known by their text alone, [n, text_dim]; zero without."""
         part = text @ self.weights["text.weight"].T + self.weights["text.bias"]
         return np.where(np.any(text != 0, axis=1, keepdims=True), unit(part), np.float32(0))
 
-    def user_vector(self, items: Vectors) -> Vectors | None:
+    def person(self, vectors: Vectors, weights: NDArray[np.float32]) -> Vectors | None:
         """[dim] float32, a unit vector: its product with an item's vector is the score of that item.
 
-        items: [m, dim] float32 item vectors of a history, oldest first; the latest ``max_history`` are read. Zero
-        vectors, of items of which nothing is known, are passed over. None where none is left.
+        vectors: [m, dim] float32, of the items of a history, oldest first; the latest ``max_history`` are read, and
+        zeros, of items of which nothing is known, passed over. None where none is left. weights: not looked at, as how
+        much something counts is learned from where it stands.
         """
-        known = items[np.any(items != 0, axis=1)][-self.shape.max_history :]
+        known = vectors[np.any(vectors != 0, axis=1)][-self.shape.max_history :]
         if not len(known):
             return None
         x = known * self.weights["scale_in"]

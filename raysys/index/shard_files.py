@@ -5,9 +5,11 @@ Rows are sorted by item key, so a key is found by binary search and two builds o
     items.arrow       the items' fields, one row an item     keys.npy        [n] uint64
     vectors.npy       [n, dim] float32                       popularity.npy  [n] float32 in 0..1
     index.faiss       the vector index                       transition/, ridge/   behaviour that leads to these rows
-    sequence.npy    [n, d] float32, where fitted             words/          the terms of the items
+                                                             words/          the terms of the items
+                                                             spaces/         vectors of behaviour models, [n, d] float32
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +22,11 @@ from raysys.data.catalog import ITEM_SCHEMA
 from raysys.errors import SnapshotError
 from raysys.index.arrays import open_array, save_array
 from raysys.index.filters import Attributes
-from raysys.index.sequence import VECTORS
+from raysys.index.spaces import PlacesItems, open_item_models
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.vector_index import VectorIndex
 from raysys.index.words import Vocabulary, WordRows
-from raysys.types import Keys, Vectors
+from raysys.types import SOURCES, SPACES, Keys, Vectors
 
 
 def write_shard(
@@ -36,10 +38,13 @@ def write_shard(
     transition: SparseRows,
     ridge: SparseRows,
     words: WordRows,
+    spaces: Mapping[str, Vectors],
     index: VectorIndex,
-    sequence: Vectors | None = None,
 ) -> None:
-    """Write all files of a shard into a fresh folder. All inputs are in row order: sorted by key."""
+    """Write all files of a shard into a fresh folder. All inputs are in row order: sorted by key.
+
+    spaces: by the name of their source, as ``ShardFiles.spaces``.
+    """
     folder.mkdir(parents=True)
     with pa.OSFile(str(folder / "items.arrow"), "wb") as sink, pa.ipc.new_file(sink, items.schema) as writer:
         writer.write_table(items)
@@ -49,9 +54,10 @@ def write_shard(
     transition.save(folder / "transition")
     ridge.save(folder / "ridge")
     words.save(folder / "words")
+    for name, placed in spaces.items():
+        (folder / "spaces").mkdir(exist_ok=True)
+        save_array(folder / "spaces" / f"{name}.npy", placed)
     index.save(folder / "index.faiss")
-    if sequence is not None:
-        save_array(folder / VECTORS, sequence)
 
 
 def open_items(folder: Path) -> pa.Table:
@@ -112,10 +118,18 @@ class ShardFiles:
         return SparseRows.load(folder) if folder.is_dir() else SparseRows.empty()
 
     @cached_property
-    def sequence(self) -> Vectors | None:
-        """[n, d] float32, the items' vectors in the sequence model; None where the snapshot has none."""
-        path = self.folder / VECTORS
-        return open_array(path) if path.is_file() else None
+    def spaces(self) -> dict[int, Vectors]:
+        """One of ``types.SPACES`` -> the vectors of the items in it, zero for those that its model does not know.
+
+        Only those that the snapshot has.
+        """
+        paths = {source: self.folder / "spaces" / f"{SOURCES[source]}.npy" for source in SPACES}
+        return {source: open_array(path) for source, path in paths.items() if path.is_file()}
+
+    @cached_property
+    def item_models(self) -> dict[int, PlacesItems]:
+        """One of the spaces -> its model, where that knows new items by their text."""
+        return open_item_models(self.folder.parent)
 
     @cached_property
     def words(self) -> WordRows:

@@ -218,7 +218,7 @@ class VectorIndex:
         One product after the other takes FAISS half the time of its flat search, the choice of the best included, and
         whoever ranks needs the scores of other rows as well.
         """
-        compared = [_inner_products(query, self._vectors) for query in queries]
+        compared = [inner_products(query, self._vectors) for query in queries]
         known = [scores if searched is None else scores[searched] for scores in compared]
         best = [_k_best(scores, k if query.any() else 0) for query, scores in zip(queries, known, strict=True)]
         rows = [(at if searched is None else searched[at]).astype(np.int32) for at in best]
@@ -352,7 +352,7 @@ class VectorIndex:
         return rows[order], scores[order]
 
 
-def _inner_products(query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
+def inner_products(query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
     """[n] float32 for [dim] and [n, dim] float32, both contiguous. Equal rows get equal products, unlike from BLAS."""
     products = np.empty(len(vectors), dtype=np.float32)
     pointers = (faiss.swig_ptr(array) for array in (products, query, vectors))

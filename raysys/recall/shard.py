@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.index.shard_files import ShardFiles, rows_of
-from raysys.index.vector_index import SearchResult
+from raysys.index.vector_index import SearchResult, inner_products
 from raysys.recall.availability import Availability, Mask
 from raysys.recall.fresh import Newest, freshness
 from raysys.recall.live import LiveItem, LiveRows, Rows
@@ -29,6 +29,7 @@ from raysys.types import (
     RIDGE,
     SAID,
     SOURCES,
+    SPACES,
     TRANSITION,
     TRENDING,
     WORDS,
@@ -158,6 +159,7 @@ class Shard:
             self.files.index,
             self.files.transition,
             self.files.ridge,
+            self.files.spaces,
             self.files.words,
             self.files.attributes,
             self._by_popularity,
@@ -301,17 +303,17 @@ class Shard:
     # From rows to candidates; rows are ascending, so that those of the snapshot come first, by key
 
     def _collect(self, query: RecallQuery, scope: _Scope, near: _Near) -> Candidates:
-        sparse = self._sparse(query)
+        scored = self._scored(query)
         if query.only is not None:
-            return self._only(query, scope, sparse)
+            return self._only(query, scope, scored)
         found = near.of_sources()
-        found |= {source: self._top(rows, scores, scope, query.k) for source, (rows, scores) in sparse.items()}
+        found |= {source: self._top(source, hits, scope, query.k) for source, hits in scored.items()}
         found |= self._of_now(query, scope)
         rows = _union(found.values())
         if len(rows) < query.k:  # popularity fills what the others leave open; then no source has more than k
             found[POPULAR] = self._popular(scope, query.k)
             rows = _union([rows, found[POPULAR]])
-        scores = self._scores(query, rows, sparse, near.compared)
+        scores = self._scores(query, rows, scored, near.compared)
         for source in (PROFILE, SAID):  # of several vectors: more than k rows, of which those nearest to any stay
             if len(found.get(source, ())) > query.k:
                 its_scores = scores[np.searchsorted(rows, found[source]), source]
@@ -320,16 +322,29 @@ class Shard:
             rows, scores = kept, scores[np.searchsorted(rows, kept)]
         return self._candidates(rows, scores, _found_by(rows, found), near.exact)
 
-    def _sparse(self, query: RecallQuery) -> dict[int, _Hits]:
-        """(rows, ascending; scores) of the sources that know few items: of the history, and of the words."""
-        found = {}
+    def _scored(self, query: RecallQuery) -> dict[int, _Hits]:
+        """(rows, ascending; scores) of the items that these sources know: those of behaviour, and of the words."""
+        found: dict[int, _Hits] = {}
         for source, leading in ((TRANSITION, self.files.transition), (RIDGE, self.files.ridge)):
-            rows, scores = leading.score(query.history_keys, query.history_weights)
-            found[source] = self.live.carry(rows, scores) if self.live.version else (rows, scores)
+            found[source] = leading.score(query.history_keys, query.history_weights)
+        for source, person in query.placed.items():
+            found[source] = self._main_rows, inner_products(person, self.files.spaces[source])
+        if self.live.version:
+            found = {source: self._with_added(source, hits, query) for source, hits in found.items()}
         for source, wanted in ((QUERY_WORDS, query.query_words), (WORDS, query.words)):
             if wanted is not None:
                 found[source] = self._with_words(wanted)
         return found
+
+    def _with_added(self, source: int, hits: _Hits, query: RecallQuery) -> _Hits:
+        """(rows, ascending; scores) as of now: changed items keep theirs, new ones may have one by their text."""
+        rows, scores = self.live.carry(*hits)
+        if source not in query.placed or source not in self.live.placed:
+            return rows, scores
+        added, vectors = self.live.placed[source]
+        rows, scores = np.concatenate([rows, added]), np.concatenate([scores, vectors @ query.placed[source]])
+        order = np.argsort(rows, kind="stable")  # fast for what is nearly sorted
+        return rows[order], scores[order]
 
     def _with_words(self, wanted: Terms) -> _Hits:
         """(rows, ascending; scores): what holds any of these terms."""
@@ -340,12 +355,16 @@ class Shard:
         slots, slot_scores = self.live.score_words(wanted)
         return np.concatenate([rows[stays], self.n_main + slots]), np.concatenate([scores[stays], slot_scores])
 
-    def _only(self, query: RecallQuery, scope: _Scope, sparse: dict[int, _Hits]) -> Candidates:
+    @cached_property
+    def _main_rows(self) -> Rows:
+        return np.arange(self.n_main, dtype=np.int32)
+
+    def _only(self, query: RecallQuery, scope: _Scope, scored: dict[int, _Hits]) -> Candidates:
         """Scores for the wanted items that live here and may be seen; each source that knows an item found it."""
         rows = self._locate(np.unique(query.only)) if query.only is not None else np.empty(0, np.int64)
         rows = np.sort(rows[rows >= 0])
         rows = rows[scope.keep(rows)]
-        scores = self._scores(query, rows, sparse)
+        scores = self._scores(query, rows, scored)
         bits = (scores != 0) @ (1 << np.arange(len(SOURCES))).astype(np.uint16)
         return self._candidates(rows, scores, bits.astype(np.uint16), exact=True)
 
@@ -369,7 +388,7 @@ class Shard:
         self,
         query: RecallQuery,
         rows: Rows,
-        sparse: dict[int, _Hits],
+        scored: dict[int, _Hits],
         compared: Sequence[NDArray[np.float32]] = (),
     ) -> NDArray[np.float32]:
         scores = np.zeros((len(rows), len(SOURCES)), dtype=np.float32)
@@ -381,7 +400,7 @@ class Shard:
             for (source, vectors), end in zip(given, ends, strict=True):
                 scores[:, source] = similarity[end - len(vectors) : end].max(axis=0)
         hot = self._trending(query.now_s)
-        for source, (known, known_scores) in (sparse | {TRENDING: (hot.rows, hot.scores)}).items():
+        for source, (known, known_scores) in (scored | {TRENDING: (hot.rows, hot.scores)}).items():
             if len(known):
                 at = rows_of(known, rows)  # type: ignore[arg-type]  # any sorted integers will do
                 scores[:, source] = np.where(at >= 0, known_scores[at], 0)
@@ -399,8 +418,10 @@ class Shard:
         near = np.stack([s[main] for s in compared]) if compared else self.files.index.score_rows(vectors, main)
         return np.hstack([near, self.live.score_slots(vectors, slots)]) if len(slots) else near
 
-    def _top(self, rows: Rows, scores: NDArray[np.float32], scope: _Scope, k: int) -> Rows:
-        """The k visible rows of highest score, ties by key, in any order."""
+    def _top(self, source: int, hits: _Hits, scope: _Scope, k: int) -> Rows:
+        """The k visible rows of highest score, ties by key, in any order. Of a space only those above 0: an item has
+        its vector there, and is not the opposite of the person."""
+        rows, scores = _most_likely(hits, scope, k) if source in SPACES else hits
         visible = scope.keep(rows)
         return self._best(rows[visible], scores[visible], k)
 
@@ -520,6 +541,19 @@ def _given(query: RecallQuery) -> list[tuple[int, Vectors]]:
     """The sources that compare vectors, each with those of the request: [m, dim]."""
     given = ((QUERY, None if query.query is None else query.query[None]), (PROFILE, query.profile), (SAID, query.said))
     return [(source, vectors) for source, vectors in given if vectors is not None and len(vectors)]
+
+
+def _most_likely(hits: _Hits, scope: _Scope, k: int) -> _Hits:
+    """Those above 0 among which the k best visible ones are: all rows have a score, and most need no second look."""
+    rows, scores = hits
+    likely = scores > 0
+    if scope.visible.rows is not None:
+        likely &= scope.visible.rows[rows]
+    n = k + scope.n_excluded
+    if len(scores) > n:
+        allowed = np.where(likely, scores, 0)
+        likely &= allowed >= np.partition(allowed, len(allowed) - n)[len(allowed) - n]
+    return rows[likely], scores[likely]
 
 
 def _found_by(rows: Rows, found: dict[int, Rows]) -> NDArray[np.uint16]:

@@ -87,7 +87,7 @@ def _weights(table: pa.Table, weights: dict[str, float]) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Liked:
+class Liked:
     """What some users liked, an entry an event. user, item: uint64 keys. time_s, weight: float."""
 
     user: Keys
@@ -96,7 +96,7 @@ class _Liked:
     weight: NDArray[np.float32]
 
 
-def _liked(plan: BuildPlan, part: int) -> _Liked | None:
+def liked_by(plan: BuildPlan, part: int) -> Liked | None:
     """The events of weight > 0 of one part of the users; an event counts once, however often it comes."""
     files = sorted(plan.staged("events", f"{part:05d}").glob("*.parquet"))
     if not files:
@@ -106,34 +106,34 @@ def _liked(plan: BuildPlan, part: int) -> _Liked | None:
     table = table.take(np.sort(once))
     user, item, time_s, weight = (table[name].to_numpy() for name in ("user", "item", "timestamp_s", "weight"))
     liked = weight > 0
-    return _Liked(user[liked], item[liked], time_s[liked], weight[liked])
+    return Liked(user[liked], item[liked], time_s[liked], weight[liked])
 
 
 def count_part(plan: BuildPlan, part: int, latest_s: float) -> None:
     """Count items and item pairs in the events of one part of the users; write pair counts by source."""
-    liked = _liked(plan, part)
+    liked = liked_by(plan, part)
     if liked is None:
         return
     settings = plan.settings.behaviour
     counts = popularity.count_items(
         liked.item, liked.time_s, liked.weight, latest_s, settings.popularity_half_life_days
     )
-    _write(plan, ("item_counts",), f"{part:05d}", keys=counts.keys, count=counts.count, popularity=counts.popularity)
+    write(plan, ("item_counts",), f"{part:05d}", keys=counts.keys, count=counts.count, popularity=counts.popularity)
     pairs = transition.count_pairs(liked.user, liked.item, liked.time_s, settings.window, settings.reverse)
-    for p, mine in _cut(pairs.source, plan.n_shards):
+    for p, mine in cut(pairs.source, plan.n_shards):
         taken = pairs.take(mine)
-        _write(plan, ("pairs", p), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
+        write(plan, ("pairs", p), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
 
 
 def weigh_part(plan: BuildPlan, part: int) -> None:
     """The weights of all pairs whose source falls in this part, the strongest of each source; written by shard."""
     counts = item_counts(plan)
-    pairs = transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("pairs", f"{part:05d}"))])
+    pairs = transition.merge([transition.PairCounts(*arrays) for arrays in read(plan, ("pairs", f"{part:05d}"))])
     weights = transition.normalise(pairs, (counts.keys, counts.count), plan.settings.behaviour.shrink)
     weights = transition.prune(weights, plan.settings.behaviour.targets_per_item)
-    for shard, mine in _cut(weights.target, plan.n_shards):
+    for shard, mine in cut(weights.target, plan.n_shards):
         taken = weights.take(mine)
-        _write(plan, ("weights", shard), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
+        write(plan, ("weights", shard), f"{part:05d}", source=taken.source, target=taken.target, weight=taken.weight)
 
 
 def fit_ridge(plan: BuildPlan) -> dict[str, int]:
@@ -142,7 +142,7 @@ def fit_ridge(plan: BuildPlan) -> dict[str, int]:
     Returns ``ridge_items``, how many items took part, or ``ridge_too_many``, why there is none.
     """
     settings = plan.settings.behaviour
-    items = _met_twice(plan)
+    items = met_twice(plan)
     if len(items) > settings.ridge_items:
         return {"ridge_too_many": len(items)}
     if len(items) < 2:
@@ -154,13 +154,13 @@ def fit_ridge(plan: BuildPlan) -> dict[str, int]:
     assert sums is not None  # noqa: S101  # items were met in the events
     terms = words.matrix(plan, items)
     weights = ridge.solve(sums, terms, settings.ridge_penalty, settings.ridge_words, settings.targets_per_item, items)
-    for shard, mine in _cut(weights.target, plan.n_shards):
+    for shard, mine in cut(weights.target, plan.n_shards):
         taken = weights.take(mine)
-        _write(plan, ("ridge", shard), "all", source=taken.source, target=taken.target, weight=taken.weight)
+        write(plan, ("ridge", shard), "all", source=taken.source, target=taken.target, weight=taken.weight)
     return {"ridge_items": len(items)}
 
 
-def _met_twice(plan: BuildPlan) -> Keys:
+def met_twice(plan: BuildPlan) -> Keys:
     """[n] ascending keys of the settled items that are in two events or more."""
     counts = item_counts(plan)
     keys: Keys = np.intersect1d(counts.keys[counts.count >= LEAST_MET], words.settled_keys(plan))
@@ -173,7 +173,7 @@ def histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDAr
     Events of one user at one time stay in the order of the files.
     """
     for part in range(plan.n_shards):
-        liked = _liked(plan, part)
+        liked = liked_by(plan, part)
         if liked is not None:
             at = rows_of(items, liked.item)
             known = at >= 0
@@ -183,17 +183,17 @@ def histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDAr
 
 def item_counts(plan: BuildPlan) -> popularity.ItemCounts:
     """Counts and popularity of every item in the events."""
-    return popularity.merge([popularity.ItemCounts(*arrays) for arrays in _read(plan, ("item_counts",))])
+    return popularity.merge([popularity.ItemCounts(*arrays) for arrays in read(plan, ("item_counts",))])
 
 
 def shard_weights(plan: BuildPlan, number: int) -> transition.PairCounts:
     """The transition weights that lead to the items of one shard."""
-    return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("weights", f"{number:05d}"))])
+    return transition.merge([transition.PairCounts(*arrays) for arrays in read(plan, ("weights", f"{number:05d}"))])
 
 
 def shard_ridge(plan: BuildPlan, number: int) -> transition.PairCounts:
     """The weights of the regression that lead to the items of one shard."""
-    return transition.merge([transition.PairCounts(*arrays) for arrays in _read(plan, ("ridge", f"{number:05d}"))])
+    return transition.merge([transition.PairCounts(*arrays) for arrays in read(plan, ("ridge", f"{number:05d}"))])
 
 
 def relative_popularity(counts: popularity.ItemCounts, keys: Keys) -> NDArray[np.float32]:
@@ -206,16 +206,19 @@ def relative_popularity(counts: popularity.ItemCounts, keys: Keys) -> NDArray[np
     return np.where(known, np.log1p(counts.popularity[at]) / top, 0).astype(np.float32)
 
 
-def _cut(keys: Keys, n: int) -> list[tuple[str, NDArray[np.bool_]]]:
+def cut(keys: Keys, n: int) -> list[tuple[str, NDArray[np.bool_]]]:
+    """The parts that these keys fall into, of n, each by its name: (name, [len(keys)] bool which are in it)."""
     part = keys % np.uint64(n)
     return [(f"{p:05d}", part == p) for p in np.unique(part)]
 
 
-def _write(plan: BuildPlan, folder: tuple[str, ...], name: str, **arrays: NDArray[Any]) -> None:
+def write(plan: BuildPlan, folder: tuple[str, ...], name: str, **arrays: NDArray[Any]) -> None:
+    """Keep these columns as one file of a staging folder."""
     table = pa.table({column: pa.array(values) for column, values in arrays.items()})
     pq.write_table(table, plan.staged(*folder) / f"{name}.parquet")
 
 
-def _read(plan: BuildPlan, folder: tuple[str, ...]) -> list[list[NDArray[Any]]]:
+def read(plan: BuildPlan, folder: tuple[str, ...]) -> list[list[NDArray[Any]]]:
+    """The columns of every file of a staging folder."""
     tables = [pq.read_table(path, partitioning=None) for path in sorted(plan.staged(*folder).glob("*.parquet"))]
     return [[column.to_numpy() for column in table.columns] for table in tables]

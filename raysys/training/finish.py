@@ -21,10 +21,9 @@ from raysys.index.shard_files import rows_of, write_shard
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.store import SnapshotStore
 from raysys.keys import item_keys
-from raysys.training import behaviour, words
+from raysys.training import behaviour, spaces, words
 from raysys.training.items import reject_rows
 from raysys.training.plan import BuildPlan
-from raysys.training.sequence import stage as sequence
 from raysys.training.transition import PairCounts
 from raysys.types import Keys, Vectors
 
@@ -45,8 +44,8 @@ def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tup
         _leading_to(keys, behaviour.shard_weights(plan, number)),
         _leading_to(keys, behaviour.shard_ridge(plan, number)),
         words.shard_words(plan, number, len(items), words.vocabulary(plan)),
+        spaces.of_shard(plan, keys, vectors),
         index,
-        sequence.shard_vectors(plan, keys, vectors),
     )
     record = ShardRecord(
         folder=plan.shard_folder(number).name,
@@ -108,7 +107,7 @@ def publish(
         raise CatalogError(f"no row of {plan.settings.catalog.path} can be indexed; the reasons: {report['rejected']}")
     contrast = _contrast(plan, identity, [moments for _, moments in finished])
     words.vocabulary(plan).save(plan.snapshot)
-    sequence.publish(plan)
+    spaces.publish(plan)
     with (plan.snapshot / QUARANTINE).open("wb") as file:
         file.writelines(orjson.dumps(row) + b"\n" for row in reject_rows(plan))
     (plan.snapshot / REPORT).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

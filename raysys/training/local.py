@@ -4,7 +4,7 @@ from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
 from raysys.index.manifest import Manifest
-from raysys.training import behaviour, finish, items
+from raysys.training import behaviour, factor_blocks, finish, items
 from raysys.training.plan import planned
 from raysys.training.report import Report
 
@@ -30,6 +30,10 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         for part in parts:
             report.add(items.settle_shard(plan, part, encoder.identity))
         report.add(behaviour.fit_ridge(plan))
+        for tasks in factor_blocks.stages(plan):
+            for task in tasks:
+                task()
+        report.add(factor_blocks.counts(plan))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))
         if settings.behaviour.sequence is not None:

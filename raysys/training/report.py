@@ -76,6 +76,8 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
             f"no ridge regression: {get('ridge_too_many'):,} items were met twice or more, and behaviour.ridge_items "
             "allows fewer"
         )
+    if get("factors_items", 0):
+        yield f"who likes what by factors of {get('factors_items'):,} items and {get('factors_people'):,} people"
     if get("sequence_epochs", 0):
         yield (
             f"sequence model over {get('sequence_items'):,} items: best after {get('sequence_best_epoch')} of "

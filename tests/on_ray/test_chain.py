@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clusters import poll, settings_of, world_settings, write_settings
 
@@ -23,7 +24,7 @@ from raysys.recommender import Recommender
 from raysys.serving.deploy import replica_pids
 from raysys.serving.session import LocalService
 from raysys.training.local import build_here
-from raysys.types import Profile, Request
+from raysys.types import FACTORS, Profile, Request
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def raw(folder: Path) -> dict[str, Any]:
-    return world_settings(folder)
+    return world_settings(folder, behaviour={"factors": "always", "factors_dim": 8})
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,26 @@ def test_the_job_publishes_a_snapshot_and_reports(job_log: list[str], raw: dict[
     assert [line for line in job_log if line.startswith("items 400 in 2 shard(s), recall@10 1.000")]
     assert {"report.json", "quarantine.jsonl"} <= set(manifest.files)
     assert not (store.root / "staging" / manifest.snapshot_id).exists()
+
+
+def test_the_job_fits_the_factors_that_one_process_fits(
+    job_log: list[str], raw: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ray tasks over two blocks against three blocks in this process."""
+    here = settings_of({**raw, "index": {"root": str(tmp_path), "shards": 3}})
+    build_here(here)
+    one, other = (space_of(root) for root in (raw["index"]["root"], str(tmp_path)))
+    assert any(vector.any() for vector in one.values())
+    assert one.keys() == other.keys()
+    for key, vector in one.items():
+        assert vector == pytest.approx(other[key], abs=1e-4)
+
+
+def space_of(root: str) -> dict[int, np.ndarray]:
+    """Item key -> its factors in the published snapshot."""
+    store = SnapshotStore(root)
+    shards = Catalogue(store.folder(store.current_id())).shards
+    return {int(key): v for files in shards for key, v in zip(files.keys, files.spaces[FACTORS], strict=True)}
 
 
 def test_a_second_build_encodes_nothing_again(

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from clusters import world_settings, write_settings
 
-from raysys.index.sequence import SHAPE, WEIGHTS, SequenceEncoder
+from raysys.index.catalogue import Catalogue
+from raysys.index.sequence import SequenceEncoder
 from raysys.index.store import SnapshotStore
 from raysys.serving.session import LocalService
+from raysys.types import SEQUENCE
 
 pytestmark = pytest.mark.ray
 
@@ -48,5 +50,7 @@ def test_the_training_job_publishes_a_sequence_model(service: LocalService, tmp_
     store = SnapshotStore(raw["index"]["root"])
     manifest = store.manifest(store.current_id())
     assert [line for line in lines if line.startswith("sequence model over 4")]
-    assert {SHAPE, WEIGHTS, "shard-00000/sequence.npy", "shard-00001/sequence.npy"} <= set(manifest.files)
-    assert SequenceEncoder.load(store.folder(manifest.snapshot_id)).shape.dim == 16
+    assert {"shard-00000/spaces/sequence.npy", "shard-00001/spaces/sequence.npy"} <= set(manifest.files)
+    model = Catalogue(store.folder(manifest.snapshot_id)).models[SEQUENCE]
+    assert isinstance(model, SequenceEncoder)
+    assert model.shape.dim == 16

@@ -21,7 +21,7 @@ from peer_models import PeerLister, remembered
 from product import BEHAVIOUR_SOURCES, COMMON_SOURCES, ROWS, TEXT_SOURCES, Product, only
 from references import ease, item_knn, popular
 
-from raysys.config import EncoderSettings, RankingSettings
+from raysys.config import BehaviourSettings, EncoderSettings, RankingSettings
 from raysys.evaluation.lists import NOTHING, by_score
 from raysys.evaluation.protocol import LIST_LENGTH, evaluate, facts_of
 from raysys.evaluation.sequences import Sequences
@@ -118,7 +118,7 @@ def test_every_source_is_of_one_kind():
 def test_what_is_measured_is_what_the_recommender_answers(tmp_path: Path, name: str):
     """The lists of the evaluator against ``Recommender.recommend``, person by person."""
     beauty = data_sets.amazon(write_amazon(tmp_path / "beauty"))
-    bench = Bench(beauty, tmp_path, 1, HASH)
+    bench = Bench(beauty, tmp_path, 1, HASH, BehaviourSettings())
     fold = beauty.split.validation[0]
     product = Product(bench.snapshot(fold), ROWS[name])
     histories = fold.task.histories.take(np.arange(5))

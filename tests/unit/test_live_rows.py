@@ -103,7 +103,7 @@ class Past:
     def _build(self, catalogue: Mapping[str, Fields], n_shards: int, index: Mapping[str, object]) -> Path:
         folder = self.folder / str(len(list(self.folder.iterdir())))
         folder.mkdir()
-        shop = Shop(folder, behaviour={"ridge_items": 0})  # it is fitted anew on what a catalogue says
+        shop = Shop(folder, behaviour={"ridge_items": 0, "factors": "never"})  # fitted anew on what a catalogue says
         shop.world, shop.items = self.world, self._table(catalogue)
         build_here(shop.settings(n_shards, **index), FixedClock())
         store = SnapshotStore(shop.settings(n_shards, **index).index.root)

@@ -22,6 +22,7 @@ from raysys.training.local import build_here
 from raysys.training.plan import planned
 from raysys.training.sequence import stage
 from raysys.training.sequence.examples import Histories
+from raysys.types import SEQUENCE
 
 SMALL = {"dim": 16, "epochs": 2, "negatives": 32, "max_history": 10}
 
@@ -39,31 +40,35 @@ def built(settings: BuildSettings) -> tuple[Manifest, Path]:
     return manifest, SnapshotStore(settings.index.root).folder(manifest.snapshot_id)
 
 
+FILES = {f"spaces/sequence/{name}" for name in (SHAPE, WEIGHTS)}
+
+
 def test_the_snapshot_names_the_model_and_its_vectors(built: tuple[Manifest, Path]) -> None:
     manifest, folder = built
     verify_files(folder, manifest)
-    assert {SHAPE, WEIGHTS, "shard-00000/sequence.npy", "shard-00001/sequence.npy"} <= set(manifest.files)
-    assert SequenceEncoder.load(folder).shape.max_history == 10
-    for shard in Catalogue(folder).shards:
-        assert shard.sequence is not None
-        assert (shard.sequence.shape, shard.sequence.dtype) == ((len(shard.keys), 16), np.float32)
+    assert {*FILES, "shard-00000/spaces/sequence.npy", "shard-00001/spaces/sequence.npy"} <= set(manifest.files)
+    catalogue = Catalogue(folder)
+    assert isinstance(catalogue.models[SEQUENCE], SequenceEncoder)
+    for shard in catalogue.shards:
+        placed = shard.spaces[SEQUENCE]
+        assert (placed.shape, placed.dtype) == ((len(shard.keys), 16), np.float32)
 
 
 def test_met_items_have_drifted_and_the_others_are_their_text(shop: Shop, built: tuple[Manifest, Path]) -> None:
-    encoder, met = SequenceEncoder.load(built[1]), set(shop.world.events["item_id"].to_pylist())
+    met = set(shop.world.events["item_id"].to_pylist())
     for shard in Catalogue(built[1]).shards:
-        assert shard.sequence is not None
-        by_text = encoder.item_vectors(shard.vectors)
+        by_text = shard.item_models[SEQUENCE].items(shard.vectors)
         is_met = np.array([item_id in met for item_id in shard.items["item_id"].to_pylist()])
-        same = (shard.sequence == by_text).all(axis=1)
+        same = (shard.spaces[SEQUENCE] == by_text).all(axis=1)
         assert same[~is_met].all()
         assert not same[is_met].any()
 
 
 def test_it_is_off_unless_asked_for(shop: Shop) -> None:
     catalogue = Catalogue(shop.snapshot(2))
-    assert not {SHAPE, WEIGHTS} & set(catalogue.manifest.files)
-    assert catalogue.shards[0].sequence is None
+    assert not FILES & set(catalogue.manifest.files)
+    assert SEQUENCE not in catalogue.models
+    assert SEQUENCE not in catalogue.shards[0].item_models
 
 
 def test_everything_means_the_sequence_model_too(settings: BuildSettings, shop: Shop) -> None:
@@ -74,7 +79,7 @@ def test_everything_means_the_sequence_model_too(settings: BuildSettings, shop: 
 def test_without_events_there_is_none(settings: BuildSettings, tmp_path: Path) -> None:
     index = settings.index.model_copy(update={"root": str(tmp_path)})
     manifest = build_here(settings.model_copy(update={"events": None, "index": index}))
-    assert SHAPE not in manifest.files
+    assert not FILES & set(manifest.files)
 
 
 def test_events_of_one_time_stay_in_the_order_of_the_file(settings: BuildSettings, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The sequence model against what it must equal: full softmax, itself in numpy, and itself not interrupted."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def model_of(given: SequenceSettings, seed: int = 0) -> SequenceModel:
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.3 * torch.randn_like(weight)
+        model.log_scale[()] = -math.log(given.temperature)
     return model.eval()
 
 
@@ -59,6 +61,10 @@ def histories(n_users: int = 120, structure: bool = True, without: int | None = 
     return Histories(starts, np.concatenate(rows).astype(np.int32), texts())
 
 
+def person(encoder: SequenceEncoder, items: np.ndarray) -> np.ndarray | None:
+    return encoder.person(items, np.ones(len(items), np.float32))
+
+
 @pytest.mark.parametrize(("blocks", "heads"), [(1, 1), (2, 4)])
 def test_numpy_says_what_torch_says(blocks: int, heads: int) -> None:
     model = model_of(settings(blocks=blocks, heads=heads))
@@ -67,7 +73,7 @@ def test_numpy_says_what_torch_says(blocks: int, heads: int) -> None:
         rows = np.random.default_rng(length).integers(0, N_ITEMS, length)
         with torch.no_grad():
             expected = model.users(items[rows[-12:]][None])[0, -1].numpy()
-        found = model.encoder().user_vector(items.detach().numpy()[rows])
+        found = person(model.encoder(), items.detach().numpy()[rows])
         assert found is not None
         assert np.abs(found - expected).max() < 1e-5
         assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
@@ -76,18 +82,18 @@ def test_numpy_says_what_torch_says(blocks: int, heads: int) -> None:
 def test_items_of_which_nothing_is_known_are_passed_over() -> None:
     encoder = model_of(settings()).encoder()
     items = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
-    alone, among = encoder.user_vector(items), encoder.user_vector(np.insert(items, [0, 2, 3], 0, axis=0))
+    alone, among = person(encoder, items), person(encoder, np.insert(items, [0, 2, 3], 0, axis=0))
     assert alone is not None
     assert np.array_equal(alone, among)
-    assert encoder.user_vector(np.zeros((2, 16), np.float32)) is None
-    assert encoder.user_vector(items[:0]) is None
+    assert person(encoder, np.zeros((2, 16), np.float32)) is None
+    assert person(encoder, items[:0]) is None
 
 
 def test_new_items_are_their_text_without_its_drift() -> None:
     model = model_of(settings())
     with torch.no_grad():
         model.moved.weight[:] = 0
-    found = model.encoder().item_vectors(texts())
+    found = model.encoder().items(texts())
     assert np.abs(found[:-1] - all_items(model, histories()).detach().numpy()[:-1]).max() < 1e-6
     assert not found[-1].any()
 
@@ -97,7 +103,7 @@ def test_an_item_never_drifts_farther_from_its_text_than_allowed(drift: float) -
     model = model_of(settings(drift=drift))
     with torch.no_grad():
         model.moved.weight *= 1_000
-    cosines = (all_items(model, histories()).detach().numpy() * model.encoder().item_vectors(texts())).sum(axis=1)
+    cosines = (all_items(model, histories()).detach().numpy() * model.encoder().items(texts())).sum(axis=1)
     assert (cosines[:-1] >= np.sqrt(1 - drift**2) - 1e-5).all()
     assert drift == 0 or (cosines[:-1] < 0.999).any()
 
@@ -157,10 +163,10 @@ def test_an_item_that_nobody_met_is_found_by_its_text() -> None:
     given = settings(epochs=5, patience=5, batch=64, learning_rate=0.01)
     model, _ = fit(histories(without=new), given, Alone())
     encoder, items = model.encoder(), all_items(model, histories()).detach().numpy()
-    vector = encoder.item_vectors(texts()[new : new + 1])[0]
+    vector = encoder.items(texts()[new : new + 1])[0]
     scores = {}
     for topic in range(N_TOPICS):
-        user = encoder.user_vector(items[topic : 5 * N_TOPICS : N_TOPICS])
+        user = person(encoder, items[topic : 5 * N_TOPICS : N_TOPICS])
         assert user is not None
         scores[topic] = float(vector @ user)
     assert max(scores, key=scores.__getitem__) == 0

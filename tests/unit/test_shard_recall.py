@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pytest
-from support import DAY_S, DIM, EXPIRED, FUTURE, HIDDEN, N_ITEMS, NOW_S, ODD, SILENT, K, Shop
+from support import DAY_S, DIM, EXPIRED, FITTED, FUTURE, HIDDEN, N_ITEMS, NOW_S, ODD, SILENT, SPACE_DIM, K, Shop
 
 from raysys.encoder.hashing import HashEncoder
 from raysys.errors import InvalidInput, UnknownField
@@ -21,6 +21,7 @@ from raysys.recall.merge import concatenate, merge
 from raysys.recall.shard import Shard
 from raysys.recall.trending import Trends
 from raysys.types import (
+    FACTORS,
     FRESH,
     POPULAR,
     PROFILE,
@@ -51,6 +52,7 @@ class Oracle:
         starts = [item["available_from"] for item in self.items]
         self.since_s = np.array([-np.inf if start is None else start.timestamp() // 1 for start in starts])
         self.events: list[Acts] = []
+        self.space = np.array(files.spaces[FACTORS])
         self.weights = {TRANSITION: self._dense(files.transition), RIDGE: self._dense(files.ridge)}
 
     def _dense(self, rows: SparseRows) -> dict[int, np.ndarray]:
@@ -82,6 +84,8 @@ class Oracle:
         for key, weight in zip(query.history_keys.tolist(), query.history_weights, strict=True):
             for source, weights in self.weights.items():
                 scores[:, source] += weight * weights.get(key, 0)
+        if FACTORS in query.placed:
+            scores[:, FACTORS] = self.space @ query.placed[FACTORS]
         scores[:, TRENDING] = self.trending(query.now_s)
         age_s = np.floor(query.now_s) - self.since_s
         scores[:, FRESH] = np.where((age_s >= 0) & (age_s < 14 * DAY_S), 0.5 ** np.abs(age_s / (3 * DAY_S)), 0)
@@ -104,6 +108,7 @@ class Oracle:
             SAID: visible & self.vectors.any(axis=1) & (query.said is not None),
             TRANSITION: visible & (scores[:, TRANSITION] != 0),
             RIDGE: visible & (scores[:, RIDGE] != 0),
+            FACTORS: visible & (scores[:, FACTORS] > 0),
         }
         found = {source: self._best(scores[:, source], mask, query.k) for source, mask in candidates.items()}
         for source in (TRENDING, FRESH):
@@ -127,6 +132,7 @@ class Oracle:
         oracle.keys = np.append(self.keys, np.zeros(n_more, np.uint64))
         oracle.vectors = np.vstack([self.vectors, np.zeros((n_more, DIM), np.float32)])
         oracle.popularity = np.append(self.popularity, np.zeros(n_more, np.float32))
+        oracle.space = np.vstack([self.space, np.zeros((n_more, SPACE_DIM), np.float32)])
         oracle.since_s = np.append(self.since_s, np.zeros(n_more))
         oracle.items = self.items + [{} for _ in range(n_more)]
         for item_id, fields in items.items():
@@ -142,7 +148,7 @@ class Oracle:
             oracle.vectors[kept],
             oracle.popularity[kept],
         )
-        oracle.since_s = oracle.since_s[kept]
+        oracle.since_s, oracle.space = oracle.since_s[kept], oracle.space[kept]
         oracle.items = [oracle.items[row] for row in kept]
         more = np.zeros(n_more)
         oracle.weights = {
@@ -200,6 +206,7 @@ def random_query(shop: Shop, seed: int, **changes) -> RecallQuery:
         history_weights=random.random(len(items) + 1).astype(np.float32),
         exclude_keys=item_keys(items),
         k=int(random.integers(1, 60)),
+        placed={FACTORS: random.normal(size=SPACE_DIM).astype(np.float32)} if seed % 3 else {},
         **changes,
     )
 
@@ -422,7 +429,7 @@ def test_candidates_are_in_the_order_of_their_keys(
 @pytest.fixture(scope="module")
 def dated(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """The shop with a start for four items in five: in pairs, from in three days to a month ago."""
-    shop = Shop(tmp_path_factory.mktemp("dated"))
+    shop = Shop(tmp_path_factory.mktemp("dated"), behaviour=FITTED)
     starts = [
         None if n % 5 == 0 else datetime.fromtimestamp(NOW_S + 3 * DAY_S - n // 2 * DAY_S / 4 + 0.3, UTC)
         for n in range(len(shop.items))

@@ -20,7 +20,7 @@ from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
-from raysys.training import behaviour, finish, items
+from raysys.training import behaviour, factor_blocks, finish, items
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 from raysys.training.sequence import stage as sequence
@@ -53,14 +53,17 @@ class _Build:
     def run(self) -> Manifest:
         loading = _identity.remote(self._plan.settings.encoder)  # loads the model once, beside the reading
         latest_s = self._stage()
-        counted = self._count(latest_s)
+        counted, weighed = self._count(latest_s)
         with self._report.stage("load encoder"):
             identity: EncoderIdentity = ray.get(loading)
         self._settle(identity)
-        fitted = _fit_ridge.remote(self._plan, *counted)
+        fitted = _fit_ridge.remote(self._plan, *weighed)
+        factor_steps = self._fit_factors(counted)
         self._encode(identity)
         with self._report.stage("behaviour"):
             self._report.add(ray.get(fitted))
+            self._wait(factor_steps)
+            self._report.add(factor_blocks.counts(self._plan))
         self._fit_sequence(identity)
         finished = self._finish(identity)
         with self._report.stage("publish"):
@@ -83,11 +86,28 @@ class _Build:
         self._say(f"read {self._report.counts['items_read']:,} rows, {self._report.counts['events_read']:,} events")
         return latest_s
 
-    def _count(self, latest_s: float) -> list[ray.ObjectRef]:
-        """Start the counting of behaviour; it runs beside the encoding."""
+    def _count(self, latest_s: float) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef]]:
+        """Start to count and to weigh behaviour; both run beside the encoding."""
         parts = range(self._plan.n_shards)
         counted = [_count_part.remote(self._plan, part, latest_s) for part in parts]
-        return [_weigh_part.remote(self._plan, part, *counted) for part in parts]
+        return counted, [_weigh_part.remote(self._plan, part, *counted) for part in parts]
+
+    def _fit_factors(self, counted: list[ray.ObjectRef]) -> list[list[ray.ObjectRef]]:
+        """Start the fit, where there is one: task after task, beside the encoding."""
+        ray.get(counted)  # only then is it known how many items there are
+        steps: list[list[ray.ObjectRef]] = [counted]
+        for tasks in factor_blocks.stages(self._plan):
+            steps.append([_run.remote(task, *steps[-1]) for task in tasks])
+        return steps
+
+    def _wait(self, steps: list[list[ray.ObjectRef]]) -> None:
+        start_s = said_s = self._clock.monotonic_s()
+        for number, step in enumerate(steps):
+            ray.get(step)
+            now_s = self._clock.monotonic_s()
+            if now_s - said_s >= PROGRESS_EVERY_S:
+                said_s = now_s
+                self._say(f"factors: step {number} of {len(steps) - 1} after {now_s - start_s:.0f} s")
 
     def _settle(self, identity: EncoderIdentity) -> None:
         with self._report.stage("settle"):
@@ -145,6 +165,7 @@ class _Build:
             from raysys.training.distributed.train_sequence import fit_together  # torch and Ray Train take seconds
 
             progress = fit_together(self._plan.staged("sequence"), settings, counts["sequence_windows"])
+            sequence.conclude(self._plan)
         self._report.add(progress.counts())
         self._say(f"sequence model: {progress.epochs} epochs, the best {progress.best + 1}")
 
@@ -233,6 +254,12 @@ def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
 def _fit_ridge(plan: BuildPlan, *weighed: None) -> dict[str, int]:
     os.nice(ENCODER_NICENESS)
     return behaviour.fit_ridge(plan)
+
+
+@ray.remote
+def _run(task: Callable[[], None], *before: None) -> None:
+    os.nice(ENCODER_NICENESS)
+    task()
 
 
 @ray.remote

@@ -8,7 +8,7 @@ from raysys.training.sequence.fit import Alone, fit, save_fitted
 
 
 def fit_alone(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
-    """Write the histories, fit, write the model. Returns counts as ``stage.write_histories`` and the fit."""
+    """Fit, and hand the model to the snapshot. Returns counts: nothing where there is nothing to fit on."""
     settings = plan.settings.behaviour.sequence
     assert settings is not None  # noqa: S101  # nobody asks without
     counts = stage.write_histories(plan, identity)
@@ -17,4 +17,5 @@ def fit_alone(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
     histories = Histories.load(plan.staged("sequence"))
     model, progress = fit(histories, settings, Alone())
     save_fitted(plan.staged("sequence"), model, histories, progress)
+    stage.conclude(plan)
     return counts | progress.counts()

@@ -30,6 +30,7 @@ from raysys.index.sequence import SequenceEncoder, Shape
 from raysys.types import Vectors
 
 MIX = 3  # width of the gated layers, in dims
+_FITTING = {"moved.weight", "log_scale"}  # what only the fit needs
 _NEVER = -1e9  # a score that no softmax sees
 
 
@@ -75,6 +76,7 @@ class SequenceModel(nn.Module):
         self.moved = nn.Embedding(n_items, settings.dim)
         nn.init.normal_(self.moved.weight, std=0.02)
         self.scale_in = nn.Parameter(torch.tensor(math.sqrt(settings.dim)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.temperature)))
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.blocks))
         self.norm = nn.LayerNorm(settings.dim)
 
@@ -118,7 +120,7 @@ class SequenceModel(nn.Module):
         items = self.items(rows, text, self.settings.drift_left_out if self.training else 0.0)
         predicted = targets >= 0
         user, target = self.users(items[inputs])[predicted], targets[predicted]
-        scale = 1 / self.settings.temperature
+        scale = self.log_scale.exp()
         right = scale * (user * items[target]).sum(dim=-1, keepdim=True)
         wrong = scale * (user @ items[negatives].T) - log_expected
         wrong = wrong.masked_fill(target[:, None] == negatives, _NEVER)
@@ -128,5 +130,5 @@ class SequenceModel(nn.Module):
         """What serves: the same model in numpy, without the rows of single items."""
         settings = self.settings
         shape = Shape(settings.dim, self.text_dim, settings.blocks, settings.heads, settings.max_history)
-        weights = {name: value.cpu().numpy() for name, value in self.state_dict().items() if name != "moved.weight"}
+        weights = {name: value.cpu().numpy() for name, value in self.state_dict().items() if name not in _FITTING}
         return SequenceEncoder(shape, weights)

@@ -4,20 +4,17 @@ staging/<id>/sequence/           keys.npy, starts.npy, items.npy, text.npy: what
 staging/<id>/sequence/fitted/    the model, and vectors.npy, [n, dim] float32 of these items
 """
 
-import shutil
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow.parquet as pq
 
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.arrays import open_array, save_array
-from raysys.index.sequence import SHAPE, WEIGHTS, SequenceEncoder
+from raysys.index.sequence import SequenceEncoder
 from raysys.index.shard_files import rows_of
-from raysys.training import behaviour, words
+from raysys.training import behaviour, spaces, words
 from raysys.training.plan import BuildPlan
 from raysys.training.sequence.examples import FITTED, FITTED_VECTORS, HeldOut, Histories, Windows
-from raysys.types import Keys, Vectors
+from raysys.types import SEQUENCE, SOURCES, Keys, Vectors
 
 
 def write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
@@ -56,40 +53,9 @@ def _text(plan: BuildPlan, identity: EncoderIdentity, keys: Keys) -> Vectors:
     return plan.embeddings(identity).load([text_keys[key] for key in keys.tolist()])
 
 
-@dataclass(frozen=True, eq=False)
-class Fitted:
-    """The model that a build has fitted. keys: [n] uint64 of the items it has met, ascending. vectors: theirs."""
-
-    encoder: SequenceEncoder
-    keys: Keys
-    vectors: Vectors
-
-    @classmethod
-    def of(cls, plan: BuildPlan) -> "Fitted | None":
-        """None where none was fitted."""
-        folder = plan.staged("sequence")
-        if not (folder / FITTED / SHAPE).is_file():
-            return None
-        encoder = SequenceEncoder.load(folder / FITTED)
-        return cls(encoder, open_array(folder / "keys.npy"), open_array(folder / FITTED / FITTED_VECTORS))
-
-    def of_items(self, keys: Keys, text: Vectors) -> Vectors:
-        """[len(keys), dim] float32: the vectors of any items, those that nobody has met by their text alone."""
-        vectors = self.encoder.item_vectors(text)
-        at = rows_of(self.keys, keys)
-        vectors[at >= 0] = self.vectors[at[at >= 0]]
-        return vectors
-
-
-def shard_vectors(plan: BuildPlan, keys: Keys, text: Vectors) -> Vectors | None:
-    """[len(keys), dim] float32, those of the items of a shard; None where no model was fitted."""
-    fitted = Fitted.of(plan)
-    return None if fitted is None else fitted.of_items(keys, text)
-
-
-def publish(plan: BuildPlan) -> None:
-    """Put the model, where one was fitted, beside the shards."""
-    folder = plan.staged("sequence") / FITTED
-    for name in (SHAPE, WEIGHTS):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, plan.snapshot / name)
+def conclude(plan: BuildPlan) -> None:
+    """Hand the vectors of the items that were met, and what makes a vector of a person, to the snapshot."""
+    folder = plan.staged("sequence")
+    vectors = open_array(folder / FITTED / FITTED_VECTORS)
+    person = spaces.stage(plan, SOURCES[SEQUENCE], open_array(folder / "keys.npy"), vectors)
+    SequenceEncoder.load(folder / FITTED).save(person)
