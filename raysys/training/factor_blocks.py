@@ -23,11 +23,12 @@ from raysys.training.plan import BuildPlan
 from raysys.types import FACTORS, SOURCES, Keys
 
 NAME = SOURCES[FACTORS]
+Task = Callable[[BuildPlan], None]
 Name = Literal["people", "items"]
 OTHER: dict[Name, Name] = {"people": "items", "items": "people"}
 
 
-def stages(plan: BuildPlan) -> Iterator[list[Callable[[], None]]]:
+def stages(plan: BuildPlan) -> Iterator[list[Task]]:
     """The fit as tasks: those of a list may run side by side, each list after the one before; none without a fit.
 
     To be asked for when everything is counted and settled.
@@ -35,13 +36,13 @@ def stages(plan: BuildPlan) -> Iterator[list[Callable[[], None]]]:
     if not _is_wanted(plan):
         return
     blocks = range(plan.n_shards)
-    yield [partial(stage_likes, plan, part) for part in blocks]
-    yield [partial(begin, plan)]
+    yield [partial(stage_likes, part=part) for part in blocks]
+    yield [begin]
     for _ in range(plan.settings.behaviour.factors_iterations):
         for side in OTHER:
-            yield [partial(solve_block, plan, side, block) for block in blocks]
-            yield [partial(join, plan, side)]
-    yield [partial(conclude, plan)]
+            yield [partial(solve_block, side=side, block=block) for block in blocks]
+            yield [partial(join, side=side)]
+    yield [conclude]
 
 
 def _is_wanted(plan: BuildPlan) -> bool:

@@ -32,7 +32,7 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         report.add(behaviour.fit_ridge(plan))
         for tasks in factor_blocks.stages(plan):
             for task in tasks:
-                task()
+                task(plan)
         report.add(factor_blocks.counts(plan))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))

@@ -52,7 +52,7 @@ def write_amazon(folder: Path, n_items=30, n_users=60, titles=True) -> Path:
 def given(**changes):
     """The options of a run as they are when nothing is said, but for the changes."""
     options = {"threads": 1, "encoder": "hash", "references": False, "peers": None, "users": None, "test": False}
-    return Namespace(**options | {"without": [], "curve": False, "cold": 0.0} | changes)
+    return Namespace(**options | {"without": [], "behaviour": [], "curve": False, "cold": 0.0} | changes)
 
 
 def test_a_set_without_titles_has_its_attributes_as_text(tmp_path: Path):

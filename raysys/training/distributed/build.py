@@ -95,9 +95,9 @@ class _Build:
     def _fit_factors(self, counted: list[ray.ObjectRef]) -> list[list[ray.ObjectRef]]:
         """Start the fit, where there is one: task after task, beside the encoding."""
         ray.get(counted)  # only then is it known how many items there are
-        steps: list[list[ray.ObjectRef]] = [counted]
+        plan, steps = ray.put(self._plan), [counted]
         for tasks in factor_blocks.stages(self._plan):
-            steps.append([_run.remote(task, *steps[-1]) for task in tasks])
+            steps.append([_run.remote(plan, task, *steps[-1]) for task in tasks])
         return steps
 
     def _wait(self, steps: list[list[ray.ObjectRef]]) -> None:
@@ -257,9 +257,9 @@ def _fit_ridge(plan: BuildPlan, *weighed: None) -> dict[str, int]:
 
 
 @ray.remote
-def _run(task: Callable[[], None], *before: None) -> None:
+def _run(plan: BuildPlan, task: factor_blocks.Task, *before: None) -> None:
     os.nice(ENCODER_NICENESS)
-    task()
+    task(plan)
 
 
 @ray.remote
