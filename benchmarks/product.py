@@ -41,7 +41,7 @@ from raysys.types import SOURCES, Answer, Candidates, Event, Profile, RecallQuer
 
 BATCH = 256
 TEXT_SOURCES = {"query", "profile", "said", "query_words", "words"}
-BEHAVIOUR_SOURCES = {"transition", "ridge", "factors"}
+BEHAVIOUR_SOURCES = {"transition", "ridge", "factors", "sequence"}
 COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 
 

@@ -1,5 +1,7 @@
 """The sequence model in a snapshot: only where asked for, with a vector an item, those nobody met by their text."""
 
+import asyncio
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,22 +9,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import NOW_S, Shop
+from support import DIM, NOW_S, Shop, recommender
 
 from raysys.config import BuildSettings, EventsSettings, SequenceSettings
 from raysys.encoder.build import build_encoder
+from raysys.encoder.hashing import HashEncoder
+from raysys.in_process import open_shards
 from raysys.index.arrays import open_array
 from raysys.index.catalogue import Catalogue
 from raysys.index.manifest import Manifest, verify_files
 from raysys.index.sequence import SHAPE, WEIGHTS, SequenceEncoder
 from raysys.index.store import SnapshotStore
-from raysys.keys import item_keys
+from raysys.keys import item_key, item_keys
+from raysys.recall.live import LiveItem
 from raysys.training import behaviour, items
 from raysys.training.local import build_here
 from raysys.training.plan import planned
 from raysys.training.sequence import stage
 from raysys.training.sequence.examples import Histories
-from raysys.types import SEQUENCE
+from raysys.types import SEQUENCE, ItemChange, RecallQuery, Request
 
 SMALL = {"dim": 16, "epochs": 2, "negatives": 32, "max_history": 10}
 
@@ -62,6 +67,56 @@ def test_met_items_have_drifted_and_the_others_are_their_text(shop: Shop, built:
         same = (shard.spaces[SEQUENCE] == by_text).all(axis=1)
         assert same[~is_met].all()
         assert not same[is_met].any()
+
+
+def looking_at(person: np.ndarray) -> RecallQuery:
+    return RecallQuery(
+        query=None,
+        profile=None,
+        said=None,
+        history_keys=np.empty(0, np.uint64),
+        history_weights=np.empty(0, np.float32),
+        exclude_keys=np.empty(0, np.uint64),
+        filter=None,
+        now_s=NOW_S,
+        k=5,
+        placed={SEQUENCE: person},
+    )
+
+
+def test_a_new_item_scores_by_its_text_and_a_changed_one_as_before(built: tuple[Manifest, Path]) -> None:
+    shards = open_shards(built[1])
+    number = item_key("brand-new") % 2
+    shard = shards[number]
+    model, row = shard.files.item_models[SEQUENCE], 3
+    changed = shard.files.items["item_id"][row].as_py()
+    vector = HashEncoder(DIM).encode(["bababa dadada"], "item")[0]
+    person = model.items(vector[None])[0]
+    before = shard.files.spaces[SEQUENCE] @ person
+    changes = [
+        ItemChange(n, item_id, {"title": "x"}, "x", NOW_S, NOW_S) for n, item_id in ((1, "brand-new"), (2, changed))
+    ]
+    shard.apply([LiveItem(change, vector) for change in changes])
+    query = replace(looking_at(person), only=item_keys(["brand-new", changed]))
+    found = shard.recall([looking_at(person), query])
+    scores = dict(zip(found[1].key.tolist(), found[1].scores[:, SEQUENCE], strict=True))
+    assert scores == pytest.approx({item_key("brand-new"): 1, item_key(changed): before[row]}, abs=1e-5)
+    best = found[0].key[np.argmax(found[0].scores[:, SEQUENCE])]
+    assert best == item_key("brand-new")
+    assert found[0].found_by[found[0].key == best][0] & (1 << SEQUENCE)
+
+
+def test_an_answer_has_the_product_of_person_and_item(shop: Shop, built: tuple[Manifest, Path]) -> None:
+    profile = shop.profile(0)
+    answer = asyncio.run(recommender(built[1]).recommend(Request(limit=20), profile))
+    catalogue = Catalogue(built[1])
+    liked = catalogue.find([i.item_id for i in profile.interactions if i.weight > 0])
+    vectors = catalogue.placed(liked, SEQUENCE)
+    person = catalogue.models[SEQUENCE].person(vectors, np.ones(len(vectors), np.float32))
+    assert person is not None
+    for item in answer.items:
+        expected = (catalogue.placed(catalogue.find([item.item_id]), SEQUENCE) @ person)[0]
+        assert item.sources["sequence"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_it_is_off_unless_asked_for(shop: Shop) -> None:
