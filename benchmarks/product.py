@@ -43,7 +43,7 @@ from raysys.types import SOURCES, Answer, Candidates, Event, FriendLikes, Profil
 
 BATCH = 256
 TEXT_SOURCES = {"query", "profile", "said", "query_words", "words"}
-BEHAVIOUR_SOURCES = {"transition", "ridge", "factors"}
+BEHAVIOUR_SOURCES = {"transition", "ridge", "factors", "sequence"}
 SOCIAL_SOURCES = {"friends"}
 COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from raysys.errors import ConfigError
@@ -136,6 +145,47 @@ class IndexSettings(Settings):
     recall_sample: PositiveInt = 200
 
 
+class SequenceSettings(Settings):
+    """The self-attentive sequence model (``training.sequence``) and how it is fitted.
+
+    ``dim``: of its item and user vectors. ``max_history``: the latest events that it reads. ``drift``: how far
+    behaviour may move an item from what its text says, as a share of the length of that; ``drift_left_out``: the share
+    of items that each step sees by their text alone. ``temperature``: of the scores, which are cosines, at first.
+    ``negatives``: drawn for each step, of which ``popular_negatives`` as often as people met them, the others evenly.
+    ``batch``: windows of histories in one step, of all workers together. ``patience``: epochs without a better one
+    after which the fit ends; ``epochs``: the most of them.
+    ``workers``: processes that fit together. ``gpus_per_worker``: 0 = on the CPU.
+    """
+
+    dim: PositiveInt = 128
+    blocks: PositiveInt = 2
+    heads: PositiveInt = 2
+    max_history: PositiveInt = 50
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    drift: Annotated[float, Field(ge=0)] = 1.0
+    drift_left_out: Annotated[float, Field(ge=0, le=1)] = 0.1
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    negatives: PositiveInt = 512
+    popular_negatives: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch: PositiveInt = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warm_up_steps: PositiveInt = 100
+    epochs: PositiveInt = 60
+    patience: PositiveInt = 4
+    seed: Annotated[int, Field(ge=0)] = 0
+    workers: PositiveInt = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide dim ({self.dim})")
+        if self.batch < self.workers:
+            raise ValueError(f"batch ({self.batch}) must be at least workers ({self.workers}), who share it")
+        return self
+
+
 class BehaviourSettings(Settings):
     """What is counted and fitted on events: transitions, ridge regression, factors, popularity with decay (formulas in
     ``training``).
@@ -143,7 +193,8 @@ class BehaviourSettings(Settings):
     ``ridge_items``: with more items that were met at least twice the regression is left out, as one task needs some
     8 bytes for each pair of them; 0 = never. ``factors``: whether people and items become vectors whose products say
     who likes what; ``auto`` = where the regression is left out. ``factors_unobserved``: the weight of a pair that
-    nobody saw, beside 1 of a view.
+    nobody saw, beside 1 of a view. ``sequence``: None = no sequence model is fitted; ``jobs/train.py`` fits one by
+    default.
     """
 
     window: PositiveInt = 50
@@ -161,6 +212,7 @@ class BehaviourSettings(Settings):
     factors_penalty: Annotated[float, Field(gt=0)] = 0.01
     popularity_half_life_days: Annotated[float, Field(gt=0)] = 365.0
     event_weights: dict[str, float] = EVENT_WEIGHTS
+    sequence: SequenceSettings | None = None
 
 
 class LearningSettings(Settings):
@@ -194,6 +246,13 @@ class BuildSettings(Settings):
     behaviour: BehaviourSettings = BehaviourSettings()
     learning: LearningSettings = LearningSettings()
     workers: WorkerSettings = WorkerSettings()
+
+    def with_everything(self) -> Self:
+        """These settings with all models that can be fitted on behaviour."""
+        if self.behaviour.sequence is not None:
+            return self
+        behaviour = self.behaviour.model_copy(update={"sequence": SequenceSettings()})
+        return self.model_copy(update={"behaviour": behaviour})
 
 
 class ProfileSettings(Settings):
@@ -280,6 +339,7 @@ class RankingSettings(Settings):
     transition: float = 0.6
     ridge: float = 1.0
     factors: float = 0.015
+    sequence: float = 0.1
     friends: float = 0.2
     trending: float = 0.05
     fresh: float = 0.02

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import ProfileSettings
+from raysys.index.spaces import PlacesItems
 from raysys.lookup import Lookup
 from raysys.profile.interests import Indices, interests
 from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
@@ -75,24 +76,33 @@ async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s:
     against = said_weights < 0
     negatives = np.concatenate([disliked, said[against]])
     negative_weights = np.concatenate([disliked_weights, -said_weights[against]])
-    liked, members = _there(await _liked(known, lookup, settings, now_s, negatives, negative_weights))
+    vectors, is_known = await lookup.vectors(known.items)
+    liked, members = _there(_liked(known, vectors, is_known, lookup, settings, now_s, negatives, negative_weights))
     for_them = np.argsort(-said_weights, kind="stable")[:MOST_SAID]
     for_them = for_them[said_weights[for_them] > 0]
     wanted = [(decayed_mean(said[[i]], said_weights[[i]], negatives, negative_weights), texts[i]) for i in for_them]
     spoken, sayings = _there(wanted)
-    words, placed = await _words(known, lookup, settings), _placed(known, lookup)
+    words, placed = await _words(known, lookup, settings), _placed(known, vectors, is_known, lookup)
     is_final = len(said) == len(known.sayings)
     return Tastes(liked, spoken, words, placed, is_final, members, sayings)
 
 
-def _placed(known: Seeds, lookup: Lookup) -> dict[int, Vectors]:
-    """Where each behaviour model with vectors places the person: by the liked items that it knows."""
+def _placed(known: Seeds, text: Vectors, has_text: NDArray[np.bool_], lookup: Lookup) -> dict[int, Vectors]:
+    """Where each behaviour model with vectors places the person: by the liked items that it knows.
+
+    text: [n_with, dim], has_text: [n] bool, which items these are: some models know new items by them.
+    """
     if not (known.items and lookup.catalogue.models):
         return {}
-    found = lookup.catalogue.find(known.items)
-    weights = known.weights[found.known]
-    models = lookup.catalogue.models.items()
-    people = {source: model.person(lookup.catalogue.placed(found, source), weights) for source, model in models}
+    found, people = lookup.catalogue.find(known.items), {}
+    is_new = has_text & ~found.known
+    for source, model in lookup.catalogue.models.items():
+        settled = lookup.catalogue.placed(found, source)
+        placed = np.zeros((len(known.items), settled.shape[1]), dtype=np.float32)
+        placed[found.known] = settled
+        if isinstance(model, PlacesItems) and is_new.any():
+            placed[is_new] = model.items(text[is_new[has_text]])
+        people[source] = model.person(placed, known.weights)
     return {source: vector for source, vector in people.items() if vector is not None}
 
 
@@ -108,8 +118,10 @@ async def _words(known: Seeds, lookup: Lookup, settings: ProfileSettings) -> Ter
     return found if len(found) else None
 
 
-async def _liked(
+def _liked(
     known: Seeds,
+    vectors: Vectors,
+    is_known: NDArray[np.bool_],
     lookup: Lookup,
     settings: ProfileSettings,
     now_s: float,
@@ -117,7 +129,6 @@ async def _liked(
     negative_weights: NDArray[np.float32],
 ) -> list[tuple[Vectors | None, Indices]]:
     """The vector of each interest, and the places of its items."""
-    vectors, is_known = await lookup.vectors(known.items)
     places = np.flatnonzero(is_known)
     weights, times_s = known.weights[is_known], np.minimum(known.timestamps_s[is_known], now_s)
     contrast = lookup.catalogue.contrast

@@ -12,12 +12,13 @@ Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
 
 # The candidate sources, in the order of the columns of every score matrix.
-QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE, FACTORS, FRIENDS, TRENDING, FRESH, POPULAR = range(12)
+QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE = range(7)
+FACTORS, SEQUENCE, FRIENDS, TRENDING, FRESH, POPULAR = range(7, 13)
 SOURCES = (
-    *("query", "profile", "said", "query_words", "words", "transition", "ridge", "factors"),
-    *("friends", "trending", "fresh", "popular"),
+    *("query", "profile", "said", "query_words", "words", "transition", "ridge"),
+    *("factors", "sequence", "friends", "trending", "fresh", "popular"),
 )
-SPACES = (FACTORS,)  # those of behaviour models in which items and people are vectors
+SPACES = (FACTORS, SEQUENCE)  # those of behaviour models in which items and people are vectors
 
 
 def user_key(user_id: str | None, session_id: str | None) -> str | None:

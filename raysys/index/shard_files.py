@@ -22,6 +22,7 @@ from raysys.data.catalog import ITEM_SCHEMA
 from raysys.errors import SnapshotError
 from raysys.index.arrays import open_array, save_array
 from raysys.index.filters import Attributes
+from raysys.index.spaces import PlacesItems, open_item_models
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.vector_index import VectorIndex
 from raysys.index.words import Vocabulary, WordRows
@@ -124,6 +125,11 @@ class ShardFiles:
         """
         paths = {source: self.folder / "spaces" / f"{SOURCES[source]}.npy" for source in SPACES}
         return {source: open_array(path) for source, path in paths.items() if path.is_file()}
+
+    @cached_property
+    def item_models(self) -> dict[int, PlacesItems]:
+        """One of the spaces -> its model, where that knows new items by their text."""
+        return open_item_models(self.folder.parent)
 
     @cached_property
     def words(self) -> WordRows:

@@ -33,7 +33,17 @@ NOWHERE = -1  # the row of what is not served
 COMPACT_FROM_DEAD = 1_024
 COMPARE_ALL_FROM_SHARE = 1 / 4  # of the slots wanted: comparing with all then costs less than a copy of these
 
-_DERIVED = ("items", "_terms_by_slot", "attributes", "availability", "staying", "by_popularity", "newest", "_added")
+_DERIVED = (
+    "items",
+    "_terms_by_slot",
+    "attributes",
+    "availability",
+    "staying",
+    "by_popularity",
+    "newest",
+    "_added",
+    "placed",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -315,6 +325,17 @@ class LiveRows:
             scores[:, ~self._slots.has_text[slots]] = 0
             scores[~queries.any(axis=1)] = 0
         return scores
+
+    @cached_property
+    def placed(self) -> dict[int, tuple[Rows, Vectors]]:
+        """(rows, ascending; [m, d] float32) of the items that the snapshot does not hold, by their texts.
+
+        By one of ``types.SPACES``, of those whose models know new items.
+        """
+        rows = np.sort(self._added[1])
+        rows = rows[self.has_text[rows - self.n_main]]
+        text = self._slots.vectors[rows - self.n_main]
+        return {source: (rows, model.items(text)) for source, model in self._files.item_models.items()}
 
     # Words
 

@@ -332,7 +332,7 @@ class Shard:
         for source, person in query.placed.items():
             found[source] = self._main_rows, inner_products(person, self.files.spaces[source])
         if self.live.version:
-            found = {source: self.live.carry(*hits) for source, hits in found.items()}
+            found = {source: self._with_added(source, hits, query) for source, hits in found.items()}
         for source, wanted in ((QUERY_WORDS, query.query_words), (WORDS, query.words)):
             if wanted is not None:
                 found[source] = self._with_words(wanted)
@@ -346,6 +346,16 @@ class Shard:
         served = np.flatnonzero(rows >= 0)
         by_row = served[np.argsort(rows[served], kind="stable")]  # fast for what is nearly sorted
         return rows[by_row], liked.weights[by_row]
+
+    def _with_added(self, source: int, hits: _Hits, query: RecallQuery) -> _Hits:
+        """(rows, ascending; scores) as of now: changed items keep theirs, new ones may have one by their text."""
+        rows, scores = self.live.carry(*hits)
+        if source not in query.placed or source not in self.live.placed:
+            return rows, scores
+        added, vectors = self.live.placed[source]
+        rows, scores = np.concatenate([rows, added]), np.concatenate([scores, vectors @ query.placed[source]])
+        order = np.argsort(rows, kind="stable")  # fast for what is nearly sorted
+        return rows[order], scores[order]
 
     def _with_words(self, wanted: Terms) -> _Hits:
         """(rows, ascending; scores): what holds any of these terms."""

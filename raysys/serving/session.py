@@ -39,28 +39,28 @@ class LocalService:
         self.port = port
         return f"http://127.0.0.1:{port}"
 
-    def submit(self, settings: Path, project: Path = PROJECT) -> Iterator[str]:
-        """`ray job submit` of the indexing job with this settings file; yields the lines it prints.
+    def submit(self, settings: Path, project: Path = PROJECT, job: str = "jobs/build_index.py") -> Iterator[str]:
+        """`ray job submit` of the indexing job, or another one, with this settings file; yields the lines it prints.
 
         Raises RaysysError with the end of the log when the job fails.
         """
         ray = Path(sys.executable).with_name("ray")
         command = [str(ray), "job", "submit", "--address", self.head.dashboard_url, "--working-dir", str(project)]
-        job = subprocess.Popen(  # noqa: S603  # our own command, no shell
-            [*command, "--", sys.executable, "jobs/build_index.py", str(settings)],
+        submitted = subprocess.Popen(  # noqa: S603  # our own command, no shell
+            [*command, "--", sys.executable, job, str(settings)],
             env=self.head.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         lines: deque[str] = deque(maxlen=30)
-        with job:
-            assert job.stdout is not None  # noqa: S101  # it was asked for
-            for line in job.stdout:
+        with submitted:
+            assert submitted.stdout is not None  # noqa: S101  # it was asked for
+            for line in submitted.stdout:
                 lines.append(line)
                 yield line.rstrip()
-        if job.returncode != 0:
-            raise RaysysError("the indexing job failed:\n" + "".join(lines))
+        if submitted.returncode != 0:
+            raise RaysysError(f"{job} failed:\n" + "".join(lines))
 
     def stop_serving(self) -> None:
         """Remove the application; the head stays."""

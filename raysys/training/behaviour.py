@@ -126,7 +126,7 @@ def fit_ridge(plan: BuildPlan) -> dict[str, int]:
     if len(items) < 2:
         return {}
     sums = None
-    for user, item in _histories(plan, items):
+    for user, item in histories(plan, items):
         part = ridge.moments(user, item, len(items), settings.ridge_decay, settings.reverse)
         sums = part if sums is None else sums.plus(part)
     assert sums is not None  # noqa: S101  # items were met in the events
@@ -145,8 +145,11 @@ def met_twice(plan: BuildPlan) -> Keys:
     return keys
 
 
-def _histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDArray[np.intp]]]:
-    """For each part of the users, what they liked of these items, as users and positions: by user, oldest first."""
+def histories(plan: BuildPlan, items: Keys) -> Iterator[tuple[NDArray[Any], NDArray[np.intp]]]:
+    """For each part of the users, what they liked of these items, as users and positions: by user, oldest first.
+
+    Events of one user at one time stay in the order of the files.
+    """
     for part in range(plan.n_shards):
         liked = log.liked(plan, part)
         if liked is not None:

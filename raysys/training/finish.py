@@ -44,7 +44,7 @@ def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tup
         _leading_to(keys, behaviour.shard_weights(plan, number)),
         _leading_to(keys, behaviour.shard_ridge(plan, number)),
         words.shard_words(plan, number, len(items), words.vocabulary(plan)),
-        spaces.of_shard(plan, keys),
+        spaces.of_shard(plan, keys, vectors),
         index,
     )
     record = ShardRecord(

@@ -30,6 +30,7 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         report.add(_fit(plan, latest_s))
         for path in items.todo_files(plan):
             report.add(items.encode_file(plan, path, encoder))
+        report.add(_fit_sequence(plan, encoder.identity))
         finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
         held_out = log.hold_out(plan, latest_s)
         if held_out is not None:
@@ -38,7 +39,7 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
 
 
 def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:
-    """Every behaviour model, on the events that the plan does not hold out. Returns counts for the report."""
+    """The behaviour models that need no text, on what the plan does not hold out. Returns counts for the report."""
     for part in range(plan.n_shards):
         behaviour.count_part(plan, part, now_s)
     for part in range(plan.n_shards):
@@ -49,10 +50,19 @@ def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:
     return behaviour.fit_ridge(plan) | factor_blocks.counts(plan)
 
 
+def _fit_sequence(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
+    if plan.settings.behaviour.sequence is None:
+        return {}
+    from raysys.training.sequence.alone import fit_alone  # torch takes a second to load
+
+    return fit_alone(plan, identity)
+
+
 def _learn(plan: BuildPlan, held_out: HeldOut, identity: EncoderIdentity, report: Report) -> None:
     """The ranking, from a snapshot of the same items that is fitted without what is held out."""
     earlier = plan.without(held_out)
     _fit(earlier, held_out.now_s)
+    _fit_sequence(earlier, identity)
     finished = [finish.finish_shard(earlier, part, identity) for part in range(plan.n_shards)]
     finish.seal(earlier, identity, finished, report.as_dict())
     report.learned = learn.save(learn.learn(earlier), plan)

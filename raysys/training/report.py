@@ -80,6 +80,11 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
         )
     if get("factors_items", 0):
         yield f"who likes what by factors of {get('factors_items'):,} items and {get('factors_people'):,} people"
+    if get("sequence_epochs", 0):
+        yield (
+            f"sequence model over {get('sequence_items'):,} items: best after {get('sequence_best_epoch')} of "
+            f"{get('sequence_epochs')} epochs"
+        )
     yield from _ranking(report.get("ranking", {}))
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from raysys.index.arrays import open_array
 from raysys.index.shard_files import rows_of
+from raysys.index.spaces import open_item_model
 from raysys.training.plan import BuildPlan
 from raysys.types import Keys, Vectors
 
@@ -26,15 +27,20 @@ def stage(plan: BuildPlan, name: str, keys: Keys, vectors: Vectors) -> Path:
     return plan.fitted("spaces", name, "person")
 
 
-def of_shard(plan: BuildPlan, keys: Keys) -> dict[str, Vectors]:
-    """By name of the space, [len(keys), d] float32: zero for items that its model does not know."""
-    return {folder.name: _rows(folder, keys) for folder in _folders(plan)}
+def of_shard(plan: BuildPlan, keys: Keys, text: Vectors) -> dict[str, Vectors]:
+    """By name of the space, [len(keys), d] float32, from the items' keys and the vectors of their texts.
+
+    Zero for items that the model of a space knows neither from its fit nor by their text.
+    """
+    return {folder.name: _rows(folder, keys, text) for folder in _folders(plan)}
 
 
-def _rows(folder: Path, keys: Keys) -> Vectors:
+def _rows(folder: Path, keys: Keys, text: Vectors) -> Vectors:
     vectors: Vectors = open_array(folder / "vectors.npy")
     rows = rows_of(open_array(folder / "keys.npy"), keys)
-    return np.where(rows[:, None] >= 0, vectors[rows], np.float32(0))
+    model = open_item_model(folder.name, folder / "person")
+    others = np.float32(0) if model is None else model.items(text)
+    return np.where(rows[:, None] >= 0, vectors[rows], others)
 
 
 def publish(plan: BuildPlan) -> None:

@@ -23,6 +23,7 @@ from raysys.index.manifest import Manifest, ShardRecord
 from raysys.training import behaviour, factor_blocks, finish, items, learn, log
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
+from raysys.training.sequence import stage as sequence
 
 Say = Callable[[str], None]
 PROGRESS_EVERY_S = 2.0
@@ -83,6 +84,8 @@ class _Build:
             ridge_counts = [self._wait(fit) for fit in fits]
             self._report.add(ridge_counts[0])
             self._report.add(factor_blocks.counts(self._plan))
+        for fit in fits:
+            self._fit_sequence(fit.plan, identity)
         finished = self._finish(self._plan, identity)
         if held_out is not None:
             self._learn(fits[1].plan, identity)
@@ -177,6 +180,22 @@ class _Build:
             if now_s - said_s >= PROGRESS_EVERY_S or done == todo:
                 said_s = now_s
                 self._say(f"encoded {done:,} of {todo:,} texts in {now_s - start_s:.0f} s, start-up included")
+
+    def _fit_sequence(self, plan: BuildPlan, identity: EncoderIdentity) -> None:
+        settings = plan.settings.behaviour.sequence
+        if settings is None:
+            return
+        with self._report.stage("sequence model"):
+            counts: dict[str, int] = ray.get(_write_histories.remote(plan, identity))
+            if not counts:
+                return
+            from raysys.training.distributed.train_sequence import fit_together  # torch and Ray Train take seconds
+
+            progress = fit_together(plan.fitted("sequence"), settings, counts["sequence_windows"])
+            sequence.conclude(plan)
+        if plan is self._plan:
+            self._report.add(counts | progress.counts())
+        self._say(f"sequence model: {progress.epochs} epochs, the best {progress.best + 1}")
 
     def _finish(self, plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
@@ -275,6 +294,11 @@ def _fit_ridge(plan: BuildPlan, *before: Any) -> dict[str, int]:
 def _run(plan: BuildPlan, task: factor_blocks.Task, *before: None) -> None:
     os.nice(ENCODER_NICENESS)
     task(plan)
+
+
+@ray.remote
+def _write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
+    return sequence.write_histories(plan, identity)
 
 
 @ray.remote

@@ -1,0 +1,56 @@
+"""The sequence model by Ray Train: two workers do what one does, and one that is killed costs an epoch at most."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import world_settings, write_settings
+
+from raysys.index.catalogue import Catalogue
+from raysys.index.sequence import SequenceEncoder
+from raysys.index.store import SnapshotStore
+from raysys.serving.session import LocalService
+from raysys.types import SEQUENCE
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.slow
+def test_two_workers_of_which_one_is_killed_do_what_one_alone_does(tmp_path: Path) -> None:
+    """In a process of its own: what a head needs in the environment must not leak into other tests."""
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_worker_niceness": "0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "HOME": str(tmp_path),
+    }
+    command = [sys.executable, str(Path(__file__).with_name("sequence_runs.py")), str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stdout[-4_000:] + run.stderr[-4_000:]
+    seen: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    alone, together = seen["alone"], seen["together"]
+    assert len(together["resumed"]) == 1
+    assert 0 < together["resumed"][0] < 20
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+    assert alone["losses"][-1] < 0.7 * alone["losses"][0]
+    assert (together["epochs"], together["steps"]) == (alone["epochs"], alone["steps"])
+    assert seen["greatest_difference"] < 0.02
+
+
+def test_the_training_job_publishes_a_sequence_model(service: LocalService, tmp_path: Path) -> None:
+    small = {"dim": 16, "epochs": 3, "negatives": 32, "workers": 2}
+    raw = world_settings(tmp_path, behaviour={"sequence": small})
+    lines = list(service.submit(write_settings(raw, tmp_path / "train.yaml"), job="jobs/train.py"))
+    store = SnapshotStore(raw["index"]["root"])
+    manifest = store.manifest(store.current_id())
+    assert [line for line in lines if line.startswith("sequence model over 4")]
+    assert {"shard-00000/spaces/sequence.npy", "shard-00001/spaces/sequence.npy"} <= set(manifest.files)
+    model = Catalogue(store.folder(manifest.snapshot_id)).models[SEQUENCE]
+    assert isinstance(model, SequenceEncoder)
+    assert model.shape.dim == 16
