@@ -311,6 +311,7 @@ REQUESTS = [
     Request(limit=10, history=("item-1", "item-2"), negative=("item-3",)),
     Request(limit=7, filter=parse({"must": [{"field": "categories", "match": "topic-1"}]})),
     Request(limit=4, only=("item-1", "item-2", "item-3", ODD)),
+    Request(limit=6, query="bababa", history=("item-1", "item-2"), explain="full"),
 ]
 
 
@@ -364,3 +365,4 @@ async def test_online_equals_batch(shop: Shop, path: Recommender) -> None:
         mine = await path.recommend(request, profile)
         assert ids(mine) == ids(theirs)
         assert [i.score for i in mine.items] == pytest.approx([i.score for i in theirs.items], abs=1e-5)
+        assert [[r.text for r in i.reasons] for i in mine.items] == [[r.text for r in i.reasons] for i in theirs.items]
