@@ -125,9 +125,8 @@ class Snapshot:
     def recommender(self, recall: Recall, ranking: RankingSettings, profile: ProfileSettings) -> Recommender:
         k = ServeSettings().candidates_per_source
         lookup = Lookup(self.catalogue, NothingLive())
-        return Recommender(
-            lookup, self.encoder.encode, recall, LocalRanker(ranking, self.catalogue.folder), profile, k, self.clock
-        )
+        ranker = LocalRanker(ranking, self.catalogue.folder)
+        return Recommender(lookup, self.encoder.encode, recall, ranker, profile, k, self.clock, ranking)
 
 
 class GatheredRecall:

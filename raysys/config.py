@@ -46,6 +46,7 @@ EVENT_WEIGHTS = {
     "dislike": -2.0,
     "hide": -3.0,
 }
+STEP_DECAY = 0.7
 CUSTOM_WEIGHT = 0.5  # of a kind that is not known here: it says something, but nobody said what
 DWELL_FULL_S = 30.0
 
@@ -267,7 +268,8 @@ class ProfileSettings(Settings):
     ``max_sayings`` texts stay.
 
     Seeds (``profile.seeds``):
-    ``step_decay``: the weight of an interaction falls by this factor for each later one.
+    ``step_decay``: the weight of an interaction falls by this factor for each later one. None = as the snapshot has
+    learned (``training.learn``), else ``STEP_DECAY``.
     ``half_life_days``: and by half for each time that it is so much older than the latest; by kind, with
     ``default_half_life_days`` for kinds not listed. ``.inf`` = age does not matter.
     ``history``: the most recent positive interactions that recall looks at.
@@ -288,7 +290,7 @@ class ProfileSettings(Settings):
     max_events: PositiveInt = 1_000
     max_interactions: PositiveInt = 1_000
     max_sayings: Annotated[int, Field(ge=0)] = 20
-    step_decay: Annotated[float, Field(gt=0, le=1)] = 0.7
+    step_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     half_life_days: dict[str, Annotated[float, Field(gt=0)]] = HALF_LIFE_DAYS
     default_half_life_days: Annotated[float, Field(gt=0)] = 365.0
     history: PositiveInt = 50

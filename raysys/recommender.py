@@ -27,6 +27,7 @@ from raysys.keys import item_keys
 from raysys.lookup import Lookup
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.explore import TimesShown
+from raysys.ranking.learned import profile_settings
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
@@ -92,7 +93,7 @@ class Trace:
 
 
 class Recommender:
-    """Answers requests over one snapshot.
+    """Answers requests over one snapshot. ``settings``: of profiles, with what they leave to the snapshot.
 
     ranking: the rules of the list as a whole; None = the defaults. Raises ConfigError where the snapshot does not have
     their fields. times_shown: of new items, where several recommenders explore together.
@@ -112,18 +113,23 @@ class Recommender:
     ) -> None:
         self.lookup, self.catalogue = lookup, lookup.catalogue
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
-        self._settings, self._k = settings, k
+        self._given_settings, self._k = settings, k
         self._times_shown = TimesShown() if times_shown is None else times_shown
-        self._arranger = Arranger(lookup, RankingSettings() if ranking is None else ranking, self._times_shown)
+        self._rank_as(RankingSettings() if ranking is None else ranking)
         self._explainer = Explainer(lookup, shards.recall)
-        self._known_tastes = KnownTastes()
         self._clock = SystemClock() if clock is None else clock
 
     def ranked_by(self, ranking: RankingSettings, ranker: Ranker) -> "Recommender":
         """The same path to lists by other rules and another ranker. Raises ConfigError as a new one does."""
         other = copy(self)
-        other._ranker, other._arranger = ranker, Arranger(self.lookup, ranking, self._times_shown)
+        other._ranker = ranker
+        other._rank_as(ranking)
         return other
+
+    def _rank_as(self, ranking: RankingSettings) -> None:
+        self._arranger = Arranger(self.lookup, ranking, self._times_shown)
+        self.settings = profile_settings(self._given_settings, ranking, self.catalogue.folder)
+        self._known_tastes = KnownTastes()
 
     async def recommend(self, request: Request, profile: Profile, friends: FriendLikes | None = None) -> Answer:
         """The ``limit`` best items for this person and request, of all sources, ranked, by the rules of the list.
@@ -155,7 +161,7 @@ class Recommender:
         trace = Trace(self._clock)
         vector = await self._target(request)
         trace.mark("encode")
-        nothing = seeds(Profile(""), self._settings)
+        nothing = seeds(Profile(""), self.settings)
         query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes(), self._clock.now_s())
         candidates, _ = await self._recall(query, (), trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
@@ -189,7 +195,7 @@ class Recommender:
         trace: Trace,
     ) -> Asked:
         """What the shards are asked by a request whose query is encoded, at this time."""
-        known = seeds(profile, self._settings, request.history, request.positive, request.negative)
+        known = seeds(profile, self.settings, request.history, request.positive, request.negative)
         taste = await self._taste(request, profile, known, now_s, trace)
         trace.mark("profile")
         words = None if request.query is None else self.lookup.text_terms(request.query)
@@ -224,7 +230,7 @@ class Recommender:
         if found is not None:
             return found
         try:
-            found = await tastes(known, self.lookup, self._settings, now_s)
+            found = await tastes(known, self.lookup, self.settings, now_s)
             if is_plain:
                 self._known_tastes.put(profile, position, found)
             return found

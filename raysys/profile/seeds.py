@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysys.config import ProfileSettings
+from raysys.config import STEP_DECAY, ProfileSettings
 from raysys.profile.fold import DAY_S, DESCRIPTION, WEIGHT_CAP, evidence, latest
 from raysys.profile.follows import owners_of
 from raysys.types import Interaction, Profile, Saying, Vectors
@@ -137,7 +137,8 @@ def _faded(
     """[n] float32 weights that fade with the steps and the days back from the newest; pinned ones do not."""
     steps_back = np.arange(len(names) - 1, -1, -1)
     capped = np.clip(np.array([each.weight for each in found], dtype=np.float64), -WEIGHT_CAP, WEIGHT_CAP)
-    fade = settings.step_decay**steps_back * 0.5 ** _half_lives(found, settings)
+    step_decay = STEP_DECAY if settings.step_decay is None else settings.step_decay
+    fade = step_decay**steps_back * 0.5 ** _half_lives(found, settings)
     if pinned:
         fade[np.array([name in pinned for name in names], dtype=bool)] = 1.0
     return (fade * capped).astype(np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from raysys.config import RankingSettings, Settings
+from raysys.config import ProfileSettings, RankingSettings, Settings
 from raysys.errors import SnapshotError
 from raysys.ranking.linear import LinearRanker
 from raysys.ranking.trees import Trees
@@ -30,7 +30,7 @@ class LearnedRanking(Settings):
 
     weights: of the sources that could be learned from; the others have those of the settings. columns: the sources that
     the trees look at, in this order; behind them they have the weighted sum. trees: nested, as in ``Trees.of``.
-    report: how it was learned.
+    step_decay: as in ``ProfileSettings``; None = nothing was learned of it. report: how it was learned.
     """
 
     weights: dict[str, float]
@@ -38,6 +38,7 @@ class LearnedRanking(Settings):
     trees: tuple[dict[str, Any], ...] = ()
     gain: float = 0.0
     floor: float = 0.0
+    step_decay: float | None = None
     report: Mapping[str, Any] = {}
 
     def save(self, folder: Path) -> None:
@@ -84,5 +85,15 @@ class LearnedRanker:
 
 def open_ranker(settings: RankingSettings, snapshot: Path | None) -> LinearRanker | LearnedRanker:
     """The ranker that these settings ask for, over the snapshot in this folder; None = without one."""
-    learned = LearnedRanking.load(snapshot) if settings.learned and snapshot is not None else None
+    learned = _wanted(settings, snapshot)
     return LinearRanker(settings) if learned is None else LearnedRanker(learned, settings)
+
+
+def profile_settings(given: ProfileSettings, ranking: RankingSettings, snapshot: Path) -> ProfileSettings:
+    """The settings of profiles, with what they leave to the snapshot in this folder."""
+    learned = _wanted(ranking, snapshot) if given.step_decay is None else None
+    return given if learned is None else given.model_copy(update={"step_decay": learned.step_decay})
+
+
+def _wanted(settings: RankingSettings, snapshot: Path | None) -> LearnedRanking | None:
+    return LearnedRanking.load(snapshot) if settings.learned and snapshot is not None else None

@@ -167,8 +167,9 @@ class People:
         profile = self._fold(history, history.person)
         person = None if history.person is None else replace(history.person, muted=frozenset())
         unmuted = self._fold(history, person)
-        known = await _known(self._in_use.now(), unmuted)
-        return _Seen(history, profile, beliefs(profile, unmuted, self._settings, known))
+        current = self._in_use.now()
+        known = await _known(current, unmuted)
+        return _Seen(history, profile, beliefs(profile, unmuted, current.recommender.settings, known))
 
     def _fold(self, history: History, person: Person | None) -> Profile:
         return fold(history.user, history.events, self._settings, self._clock.now_s(), person)
