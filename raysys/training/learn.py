@@ -14,6 +14,7 @@ from the lists of others.
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -265,7 +266,19 @@ def _steps(lists: Lists, settings: RankingSettings) -> list[LearnedRanking]:
     found = lists.found()
     weights = search(found, _defaults(settings))
     steps = [LearnedRanking(weights={}), _of_weights(weights, found)]
-    return [*steps, _with_trees(found, weights)] if len(found) >= LEAST_LISTS_FOR_TREES else steps
+    if len(found) < LEAST_LISTS_FOR_TREES or _why_no_trees() is not None:
+        return steps
+    return [*steps, _with_trees(found, weights)]
+
+
+@cache
+def _why_no_trees() -> str | None:
+    """What keeps LightGBM from being loaded; None where nothing does. Its wheels want a library of the system."""
+    try:
+        import lightgbm  # noqa: F401  # takes a moment, and only this needs it
+    except (ImportError, OSError) as error:
+        return f"LightGBM cannot be loaded ({error}); where libgomp.so.1 is missing, install the package libgomp1"
+    return None
 
 
 def _defaults(settings: RankingSettings) -> Weights:
@@ -304,7 +317,7 @@ def _learnable(lists: Lists) -> list[int]:
 
 
 def _with_trees(lists: Lists, weights: Weights) -> LearnedRanking:
-    import lightgbm  # takes a moment to load, and only this needs it
+    import lightgbm
 
     columns, weighed = _learnable(lists), lists.weighed(weights)
     floors = np.sort(weighed, axis=1)[:, -SEEN_BY_TREES]
@@ -355,6 +368,7 @@ def _discounts(ranks: NDArray[Any]) -> Floats:
 def _report(lists: Lists, judged: Mapping[str, Floats], chosen: str) -> dict[str, Any]:
     base = judged[_NAMES[0]]
     return {
+        "without_trees": _why_no_trees(),
         "people": len(lists),
         "found": len(lists.found()),
         "chosen": chosen,

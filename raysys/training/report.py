@@ -103,3 +103,5 @@ def _ranking(learned: Mapping[str, Any]) -> Iterable[str]:
             f"ranking by {learned['chosen']}: NDCG@10 of {figures}; "
             f"of {learned['people']:,} people, by what was learned from others"
         )
+        if learned["without_trees"] is not None:
+            yield f"  without trees: {learned['without_trees']}"

@@ -1,5 +1,6 @@
 """The learned ranking: trees against the library that fits them, the search, and that nothing judges itself."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,13 @@ def test_the_last_like_of_each_chosen_person_is_held_out_and_nothing_else(data: 
     since = HeldOut(20.0, 1.0, 20.0)
     assert since.rows(users, times_s, liked).tolist() == (times_s >= 20).tolist()
     assert since.chosen(users).all()
+
+
+def test_without_the_library_the_weights_are_learned_and_the_report_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    learn._why_no_trees.cache_clear()
+    learned = fit(some_lists(learn.LEAST_LISTS_FOR_TREES + 100, useful=POPULAR), RankingSettings())
+    learn._why_no_trees.cache_clear()
+    assert learned is not None
+    assert set(learned.report["ndcg@10"]) == {"settings", "weights"}
+    assert "install the package libgomp1" in learned.report["without_trees"]
