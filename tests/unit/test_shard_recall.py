@@ -88,7 +88,8 @@ class Oracle:
             for source, weights in self.weights.items():
                 scores[:, source] += weight * weights.get(key, 0)
         if FACTORS in query.placed:
-            scores[:, FACTORS] = self.space @ query.placed[FACTORS]
+            products = self.space * query.placed[FACTORS].astype(np.float64)
+            scores[:, FACTORS] = products.sum(axis=1)  # equal rows get equal scores, unlike from BLAS
         if query.friends is not None:
             for key, weight in zip(query.friends.keys.tolist(), query.friends.weights.tolist(), strict=True):
                 scores[self.keys == key, FRIENDS] = weight
