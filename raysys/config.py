@@ -193,7 +193,7 @@ class BehaviourSettings(Settings):
     ridge_penalty: Annotated[float, Field(gt=0)] = 100.0
     ridge_words: Annotated[float, Field(ge=0)] = 2.0
     factors: Literal["auto", "always", "never"] = "auto"
-    factors_dim: PositiveInt = 64
+    factors_dim: Annotated[int, Field(ge=16)] = 64  # of 1, 2, 4, 8 and 12 see ``inner_products``
     factors_iterations: PositiveInt = 12
     factors_unobserved: Annotated[float, Field(gt=0)] = 0.01
     factors_penalty: Annotated[float, Field(gt=0)] = 0.01

@@ -41,7 +41,7 @@ from raysys.types import Event, Profile
 
 DAY_S = 86_400.0
 NOW_S = START_S + 30 * DAY_S
-SPACE_DIM = 8
+SPACE_DIM = 16
 FITTED = {"factors": "always", "factors_dim": SPACE_DIM, "factors_iterations": 3}  # beside the regression
 DIM = 64
 K = 40

@@ -353,7 +353,10 @@ class VectorIndex:
 
 
 def inner_products(query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
-    """[n] float32 for [dim] and [n, dim] float32, both contiguous. Equal rows get equal products, unlike from BLAS."""
+    """[n] float32 for [dim] and [n, dim] float32, both contiguous. Equal rows get equal products, unlike from BLAS.
+
+    In any array: but for dimensions 1, 2, 4, 8 and 12, where FAISS adds up the last rows in another order.
+    """
     products = np.empty(len(vectors), dtype=np.float32)
     pointers = (faiss.swig_ptr(array) for array in (products, query, vectors))
     faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))

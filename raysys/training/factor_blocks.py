@@ -2,7 +2,7 @@
 
     events of a part  -->  likes of a block  --solve-->  its vectors  --join-->  vectors of its side  --> the other side
 
-A task that solves a block holds its likes, some 50 bytes each, and maps the vectors of the other side, 4 dim bytes a
+A task that solves a block holds its likes, below 100 bytes each, and maps the vectors of the other side, 4 dim bytes a
 row, of which the tasks of a machine share one copy. One task joins a side, and holds it twice. What comes out does not
 depend on the number of blocks: people and items stand in the order of their keys, and so do the sums of a row.
 """

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def raw(folder: Path) -> dict[str, Any]:
-    return world_settings(folder, behaviour={"factors": "always", "factors_dim": 8})
+    return world_settings(folder, behaviour={"factors": "always", "factors_dim": 16})
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ async def test_a_build_without_factors_is_answered_as_before(shop: Shop, tmp_pat
 def test_they_are_fitted_where_the_regression_is_not_unless_settings_say_otherwise(
     tmp_path: Path, behaviour: dict[str, object], fitted: bool
 ) -> None:
-    shop = Shop(tmp_path, behaviour={"factors_dim": 2, "factors_iterations": 1, **behaviour})
+    shop = Shop(tmp_path, behaviour={"factors_iterations": 1, **behaviour})
     folder = shop.snapshot(2)
     report = json.loads((folder / REPORT).read_text())
     assert (report.get("factors_items", 0) > 10) is fitted

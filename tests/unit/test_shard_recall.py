@@ -85,7 +85,8 @@ class Oracle:
             for source, weights in self.weights.items():
                 scores[:, source] += weight * weights.get(key, 0)
         if FACTORS in query.placed:
-            scores[:, FACTORS] = self.space @ query.placed[FACTORS]
+            products = self.space * query.placed[FACTORS].astype(np.float64)
+            scores[:, FACTORS] = products.sum(axis=1)  # equal rows get equal scores, unlike from BLAS
         scores[:, TRENDING] = self.trending(query.now_s)
         age_s = np.floor(query.now_s) - self.since_s
         scores[:, FRESH] = np.where((age_s >= 0) & (age_s < 14 * DAY_S), 0.5 ** np.abs(age_s / (3 * DAY_S)), 0)
