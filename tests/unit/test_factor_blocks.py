@@ -72,12 +72,12 @@ def test_the_number_of_shards_changes_nothing(shop: Shop) -> None:
 
 async def test_a_person_stands_where_their_history_puts_them(shop: Shop) -> None:
     path = recommender(shop.snapshot(3))
-    known = seeds(shop.profile(1), path._settings)
+    known = seeds(shop.profile(1), path.settings)
     keys, space = item_keys(known.items), space_of(shop.snapshot(1))
     expected = path.catalogue.models[FACTORS].person(np.stack([space[key] for key in keys.tolist()]), known.weights)
-    found = await tastes(known, path.lookup, path._settings, NOW_S)
+    found = await tastes(known, path.lookup, path.settings, NOW_S)
     np.testing.assert_allclose(found.placed[FACTORS], expected, atol=1e-5)
-    nobody = await tastes(seeds(Profile("u:x"), path._settings), path.lookup, path._settings, NOW_S)
+    nobody = await tastes(seeds(Profile("u:x"), path.settings), path.lookup, path.settings, NOW_S)
     assert nobody.placed == {}
 
 
@@ -88,7 +88,7 @@ async def answer(folder: Path, shop: Shop, user: int = 1) -> Answer:
 async def test_what_the_factors_say_is_in_the_answer(shop: Shop) -> None:
     """And it is the product of the vectors of person and item."""
     path = recommender(shop.snapshot(2))
-    placed = (await tastes(seeds(shop.profile(1), path._settings), path.lookup, path._settings, NOW_S)).placed[FACTORS]
+    placed = (await tastes(seeds(shop.profile(1), path.settings), path.lookup, path.settings, NOW_S)).placed[FACTORS]
     space = space_of(shop.snapshot(2))
     items = (await answer(shop.snapshot(2), shop)).items
     assert sum("factors" in item.sources for item in items) > 5
