@@ -22,7 +22,7 @@ from accuracy_table import tables
 from captions import captions_report
 from data_sets import LOADERS, DataSet
 from figures import busy_share, machine
-from product import BATCH, ROWS, Product
+from product import BATCH, ROWS, Product, Row
 from rich.console import Console
 
 from raysys.config import BehaviourSettings, BuildSettings, CatalogSettings, EncoderSettings, ServeSettings, parse
@@ -63,10 +63,11 @@ def run(data: DataSet, given: argparse.Namespace, work: Path) -> dict[str, Any]:
         "encoder": bench.snapshot(folds["validation"][0]).catalogue.manifest.identity,
         "settings": settings(behaviour),
     }
+    ours = {name: row for name, row in ROWS.items() if name not in given.without}
     if given.curve:
-        report["curve"] = curve(bench, folds["validation"][-1])
+        report["curve"] = curve(bench, folds["validation"][-1], ours)
     if given.cold:
-        report["cold"] = cold(bench, folds["validation"][-1], given.cold)
+        report["cold"] = cold(bench, folds["validation"][-1], given.cold, ours)
     return report
 
 
@@ -119,11 +120,11 @@ def _paired(rows: Sequence[Measured]) -> dict[str, Any]:
     return found
 
 
-def curve(bench: Bench, fold: Fold) -> dict[str, dict[str, Any]]:
+def curve(bench: Bench, fold: Fold, rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
     """The same people with only their last events known: row -> number of events -> estimate of NDCG@10."""
     task = _sampled(fold, CURVE_USERS).task
     facts = bench.facts(fold)
-    listers = {name: Product(bench.snapshot(fold), row) for name, row in ROWS.items()}
+    listers = {name: Product(bench.snapshot(fold), row) for name, row in rows.items()}
     return {
         name: {
             str(n): summarise(evaluate(lister, shortened(task, n), facts, BATCH))["metrics"]["ndcg@10"] for n in CURVE
@@ -132,7 +133,7 @@ def curve(bench: Bench, fold: Fold) -> dict[str, dict[str, Any]]:
     }
 
 
-def cold(bench: Bench, fold: Fold, share: float) -> dict[str, Any]:
+def cold(bench: Bench, fold: Fold, share: float, ours: Mapping[str, Row]) -> dict[str, Any]:
     """Some of the items held out of everything that is fitted and known: how well are they and the others found?
 
     ``warm_before``: the other items, by the snapshot that was fitted on all.
@@ -141,7 +142,7 @@ def cold(bench: Bench, fold: Fold, share: float) -> dict[str, Any]:
     held = without_items(fold, new, bench.data.name)
     names = {"cold": new, "warm": ~new}
     rows: dict[str, Any] = {}
-    for name, row in ROWS.items():
+    for name, row in ours.items():
         before = evaluate(
             Product(bench.snapshot(fold), row), fold.task, replace(bench.facts(fold), slices=names), BATCH
         )
