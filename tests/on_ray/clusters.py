@@ -26,10 +26,12 @@ def poll(what: str, condition: Callable[[], Any], deadline_s: float = DEADLINE_S
     pytest.fail(f"not within {deadline_s:.0f} s: {what}")
 
 
-def world_settings(folder: Path, n_items: int = 400, seed: int = 0, **changes: Any) -> dict[str, Any]:
+def world_settings(
+    folder: Path, n_items: int = 400, seed: int = 0, n_users: int = 60, **changes: Any
+) -> dict[str, Any]:
     """Build settings over a synthetic world written into the folder; the hash encoder, two shards."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = make_world(n_items=n_items, n_users=60, n_topics=6, structure=1.0, seed=seed)
+    world = make_world(n_items=n_items, n_users=n_users, n_topics=6, structure=1.0, seed=seed)
     pq.write_table(world.items, folder / "items.parquet", row_group_size=1_024)
     pq.write_table(world.events, folder / "events.parquet")
     return {

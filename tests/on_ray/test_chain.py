@@ -21,6 +21,7 @@ from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shard
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.lookup import Lookup, NothingLive
+from raysys.ranking.learned import LearnedRanking
 from raysys.recommender import Recommender
 from raysys.serving.deploy import replica_pids
 from raysys.serving.session import LocalService
@@ -39,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def raw(folder: Path) -> dict[str, Any]:
-    return world_settings(folder, behaviour={"factors": "always", "factors_dim": 16})
+    """Of enough people that the ranking is learned."""
+    return world_settings(folder, n_users=400, behaviour={"factors": "always", "factors_dim": 16})
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +70,10 @@ def oracle(root: str) -> Recommender:
     """The same path over the same snapshot, as plain objects in this process."""
     store = SnapshotStore(root)
     catalogue = Catalogue(store.folder(store.current_id()))
-    shards = LocalRecall(open_shards(store.folder(catalogue.snapshot_id)))
+    shards = LocalRecall(open_shards(catalogue.folder))
     encoder = LocalEncoder(build_encoder(catalogue.manifest.encoder))
-    k = ServeSettings().candidates_per_source
-    return Recommender(
-        Lookup(catalogue, NothingLive()), encoder.encode, shards, LocalRanker(RankingSettings()), ProfileSettings(), k
-    )
+    ranker, k = LocalRanker(RankingSettings(), catalogue.folder), ServeSettings().candidates_per_source
+    return Recommender(Lookup(catalogue, NothingLive()), encoder.encode, shards, ranker, ProfileSettings(), k)
 
 
 def some_requests(recommender: Recommender) -> list[dict[str, Any]]:
@@ -100,6 +100,9 @@ def test_the_job_publishes_a_snapshot_and_reports(job_log: list[str], raw: dict[
     assert manifest.n_items == 400
     assert [line for line in job_log if line.startswith("items 400 in 2 shard(s), recall@10 1.000")]
     assert {"report.json", "quarantine.jsonl"} <= set(manifest.files)
+    learned = LearnedRanking.load(store.folder(manifest.snapshot_id))
+    assert learned is not None
+    assert [line for line in job_log if line.startswith(f"ranking by {learned.report['chosen']}: NDCG@10 of settings")]
     assert not (store.root / "staging" / manifest.snapshot_id).exists()
 
 
