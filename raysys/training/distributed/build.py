@@ -207,6 +207,7 @@ class _Build:
 
     def _learn(self, earlier: BuildPlan, identity: EncoderIdentity) -> None:
         """The ranking, from a snapshot of the same items that is fitted without what is held out."""
+        self._say("learning the ranking from what people did last; some 5 s a thousand of them")
         with self._report.stage("learn to rank"):
             finished = ray.get([_finish.remote(earlier, n, identity) for n in range(earlier.n_shards)])
             self._report.learned = ray.get(_learn.remote(self._plan, earlier, identity, finished))
