@@ -1,9 +1,10 @@
 """A ranking that was learned for one catalogue (``training.learn``): weights for the sources, then trees.
 
-    score = w . s + gain * T(s, w . s)        s: the scores of the sources
+    score = g . o + (w . s + gain * T(s, w . s)) / 2        s: the sources learned from; o: all others
 
 The weights find what is worth looking at; the trees, which see how the sources agree, order the best of it. Where w . s
-is below ``floor`` the trees are not asked and count as their least, so nothing overtakes from there.
+is below ``floor`` the trees are not asked and count as their least, so nothing overtakes from there. The halves spread
+as far as w . s alone, so that the weights g of the settings mean what they do without trees.
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,8 +64,9 @@ class LearnedRanker:
     """Scores candidates by a learned ranking, each for itself."""
 
     def __init__(self, learned: LearnedRanking, settings: RankingSettings) -> None:
-        weights = [learned.weights.get(name, getattr(settings, name)) for name in SOURCES]
-        self._weights = np.array(weights, dtype=np.float32)
+        given = [0.0 if name in learned.weights else getattr(settings, name) for name in SOURCES]
+        self._given = np.array(given, dtype=np.float32)
+        self._weights = np.array([learned.weights.get(name, 0.0) for name in SOURCES], dtype=np.float32)
         self._columns = np.array([SOURCES.index(name) for name in learned.columns], dtype=np.intp)
         self._trees, self._gain, self._floor = Trees.of(learned.trees), learned.gain, learned.floor
 
@@ -73,13 +75,14 @@ class LearnedRanker:
         return [self._score(batch) for batch in batches]
 
     def _score(self, batch: Scores) -> Scores:
-        weighed: Scores = batch @ self._weights
+        given, weighed = batch @ self._given, batch @ self._weights
         if not len(self._trees):
-            return weighed
+            found: Scores = given + weighed
+            return found
         seen = np.flatnonzero(weighed >= self._floor)
         grown = np.full(len(weighed), self._trees.least)
         grown[seen] = self._trees.score(np.column_stack([batch[np.ix_(seen, self._columns)], weighed[seen]]))
-        total: Scores = (weighed + self._gain * grown).astype(np.float32)
+        total: Scores = (given + (weighed + self._gain * grown) / 2).astype(np.float32)
         return total
 
 

@@ -5,7 +5,7 @@ those events, what they would have been shown. From these lists come, in this or
 
 1. weights of the sources: a coordinate search that looks at NDCG@10 itself, as there are few of them;
 2. boosted trees over the scores and their weighted sum: LambdaMART (Burges, "From RankNet to LambdaRank to LambdaMART",
-   2010), of which half of the final spread comes, the other half from the weights.
+   2010), of which half of the score comes, the other half from the weights.
 
 Each step is kept only if it is better for people that it was not learned from: every list is judged by what was learned
 from the lists of others.
@@ -319,7 +319,10 @@ def _learnable(lists: Lists) -> list[int]:
 def _with_trees(lists: Lists, weights: Weights) -> LearnedRanking:
     import lightgbm
 
-    columns, weighed = _learnable(lists), lists.weighed(weights)
+    columns = _learnable(lists)
+    learned = np.zeros_like(weights)
+    learned[columns] = weights[columns]
+    weighed = lists.weighed(learned)
     floors = np.sort(weighed, axis=1)[:, -SEEN_BY_TREES]
     floor = float(np.median(floors[np.isfinite(floors)])) if np.isfinite(floors).any() else float(np.finfo("f").min)
     seen = lists.there & (weighed >= floor)

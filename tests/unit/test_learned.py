@@ -18,7 +18,7 @@ from raysys.ranking.trees import MOST_LEAVES, Trees
 from raysys.training import learn
 from raysys.training.held_out import HeldOut
 from raysys.training.learn import KEPT, Lists, fit, ndcg, search
-from raysys.types import POPULAR, PROFILE, RIDGE, SOURCES, TRANSITION
+from raysys.types import FRIENDS, POPULAR, PROFILE, QUERY, RIDGE, SOURCES, TRANSITION
 
 DEFAULTS = learn._defaults(RankingSettings())
 LEAF: dict[str, Any] = {"value": 1.0}
@@ -65,7 +65,7 @@ def of_ridge(*scores: float) -> np.ndarray:
 
 def test_a_learned_ranking_adds_its_trees_from_the_floor_on() -> None:
     scores = LearnedRanker(a_ranking(), RankingSettings()).score([of_ridge(1.0, 0.5, 0.2), of_ridge()])
-    assert scores[0].tolist() == pytest.approx([1.0 + 1.0, 0.5 - 0.5, 0.2 - 0.5])
+    assert scores[0].tolist() == pytest.approx([(1.0 + 1.0) / 2, (0.5 - 0.5) / 2, (0.2 - 0.5) / 2])
     assert len(scores[1]) == 0
 
 
@@ -77,6 +77,14 @@ def test_each_row_is_scored_for_itself_and_none_overtakes_from_below_the_floor(s
     below = np.array(scores, np.float32) < np.float32(0.25)
     if below.any() and not below.all():
         assert together[below].max() <= together[~below].min()
+
+
+def test_sources_that_were_not_learned_from_keep_the_weights_of_the_settings() -> None:
+    rows = of_ridge(1.0, 1.0)
+    rows[1, [QUERY, FRIENDS]] = 0.3
+    ranker = LearnedRanker(a_ranking(), RankingSettings(query=2.0, friends=0.5, ridge=9.0))
+    without, with_others = ranker.score([rows])[0]
+    assert with_others - without == pytest.approx(0.3 * 2.0 + 0.3 * 0.5, abs=1e-6)
 
 
 def test_what_is_saved_is_read_again_and_settings_decide_whether_it_ranks(tmp_path: Path) -> None:
