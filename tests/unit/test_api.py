@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -47,6 +48,14 @@ async def shared(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     await made.stop()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def written(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """One gateway for all tests that write no more than events of a user whom no other test knows."""
+    made = await serve_here(shop.store(2), tmp_path_factory.mktemp("written") / "state.sqlite3")
+    yield made
+    await made.stop()
+
+
 @pytest_asyncio.fixture(loop_scope="module")
 async def served(shop: Shop, tmp_path: Path) -> AsyncIterator[Served]:
     """A gateway of the test's own."""
@@ -59,6 +68,18 @@ async def served(shop: Shop, tmp_path: Path) -> AsyncIterator[Served]:
 def reader(shared: Served) -> httpx.AsyncClient:
     """For requests that change nothing."""
     return shared.client()
+
+
+@pytest.fixture
+def writer(written: Served) -> httpx.AsyncClient:
+    """For events of somebody new."""
+    return written.client()
+
+
+@pytest.fixture
+def somebody() -> str:
+    """A name that no other test has."""
+    return uuid4().hex
 
 
 @pytest.fixture
@@ -104,8 +125,8 @@ async def list_ids(client: httpx.AsyncClient, body: Any, path: str = "/v1/recomm
 # What each route gives
 
 
-async def test_a_recommendation(client: httpx.AsyncClient, shop: Shop) -> None:
-    body = await good(client, "/v1/recommendations", {"user_id": "nobody", "query": "quasar zeppelin", "limit": 3})
+async def test_a_recommendation(reader: httpx.AsyncClient, shop: Shop) -> None:
+    body = await good(reader, "/v1/recommendations", {"user_id": "nobody", "query": "quasar zeppelin", "limit": 3})
     assert [item["rank"] for item in body["items"]] == [1, 2, 3]
     assert body["items"][0]["item_id"] == ODD
     assert body["items"][0]["metadata"]["price"] == 1.0
@@ -116,58 +137,58 @@ async def test_a_recommendation(client: httpx.AsyncClient, shop: Shop) -> None:
     assert len(body["recommendation_id"]) == 32
 
 
-async def test_ten_are_given_where_no_limit_is(client: httpx.AsyncClient) -> None:
-    assert len(await list_ids(client, {})) == 10
+async def test_ten_are_given_where_no_limit_is(reader: httpx.AsyncClient) -> None:
+    assert len(await list_ids(reader, {})) == 10
 
 
-async def test_an_unknown_user_is_normal(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_user_is_normal(reader: httpx.AsyncClient) -> None:
     for who in ({"user_id": "never seen"}, {"session_id": "s-1"}, {}):
-        body = await good(client, "/v1/recommendations", who)
+        body = await good(reader, "/v1/recommendations", who)
         assert (body["reasons"], body["profile_version"], len(body["items"])) == (["cold_start"], 0, 10)
 
 
-async def test_similar(client: httpx.AsyncClient) -> None:
-    found = await list_ids(client, {"item_id": "item-0", "limit": 5}, "/v1/similar")
+async def test_similar(reader: httpx.AsyncClient) -> None:
+    found = await list_ids(reader, {"item_id": "item-0", "limit": 5}, "/v1/similar")
     assert len(found) == 5
     assert "item-0" not in found
-    assert_problem(await post(client, "/v1/similar", {"item_id": "nope"}), 404, "unknown_item", "item_id")
-    assert_problem(await post(client, "/v1/similar", {"item_id": SILENT}), 404, "unknown_item", "item_id")
+    assert_problem(await post(reader, "/v1/similar", {"item_id": "nope"}), 404, "unknown_item", "item_id")
+    assert_problem(await post(reader, "/v1/similar", {"item_id": SILENT}), 404, "unknown_item", "item_id")
 
 
-async def test_search(client: httpx.AsyncClient) -> None:
-    body = await good(client, "/v1/search", {"query": "zeppelin", "limit": 1})
+async def test_search(reader: httpx.AsyncClient) -> None:
+    body = await good(reader, "/v1/search", {"query": "zeppelin", "limit": 1})
     assert [item["item_id"] for item in body["items"]] == [ODD]
     assert body["items"][0]["score"] == pytest.approx(body["items"][0]["sources"]["query"])
 
 
-async def test_rank_orders_what_it_knows_and_names_what_it_does_not(client: httpx.AsyncClient) -> None:
-    body = await good(client, "/v1/rank", {"query": "zeppelin", "items": ["item-1", "nope", ODD, "item-1", EXPIRED]})
+async def test_rank_orders_what_it_knows_and_names_what_it_does_not(reader: httpx.AsyncClient) -> None:
+    body = await good(reader, "/v1/rank", {"query": "zeppelin", "items": ["item-1", "nope", ODD, "item-1", EXPIRED]})
     assert [item["item_id"] for item in body["items"]] == [ODD, "item-1"]
     assert body["unknown_items"] == ["nope"]
     assert body["underfilled"] is True
 
 
-async def test_items_by_id(client: httpx.AsyncClient) -> None:
-    body = await good(client, "/v1/items:get", {"item_ids": [ODD, "nope", "item-1", ODD]})
+async def test_items_by_id(reader: httpx.AsyncClient) -> None:
+    body = await good(reader, "/v1/items:get", {"item_ids": [ODD, "nope", "item-1", ODD]})
     assert [item["item_id"] for item in body["items"]] == [ODD, "item-1"]
     assert body["items"][0]["title"] == "quasar zeppelin"
     assert body["unknown_items"] == ["nope"]
 
 
-async def test_times_are_rfc_3339(client: httpx.AsyncClient) -> None:
-    (item,) = (await good(client, "/v1/items:get", {"item_ids": [EXPIRED]}))["items"]
+async def test_times_are_rfc_3339(reader: httpx.AsyncClient) -> None:
+    (item,) = (await good(reader, "/v1/items:get", {"item_ids": [EXPIRED]}))["items"]
     assert item["available_until"].endswith("+00:00")
 
 
-async def test_unknown_items_of_a_recommendation_are_named(client: httpx.AsyncClient) -> None:
-    body = await good(client, "/v1/recommendations", {"history": ["a"], "positive": ["item-1"], "negative": ["b"]})
+async def test_unknown_items_of_a_recommendation_are_named(reader: httpx.AsyncClient) -> None:
+    body = await good(reader, "/v1/recommendations", {"history": ["a"], "positive": ["item-1"], "negative": ["b"]})
     assert body["unknown_items"] == ["a", "b"]
 
 
-async def test_a_filter_and_a_limit_hold(client: httpx.AsyncClient) -> None:
+async def test_a_filter_and_a_limit_hold(reader: httpx.AsyncClient) -> None:
     wanted = {"must": [{"field": "price", "range": {"lte": 10}}]}
     for path, body in (("/v1/recommendations", {"query": "bababa"}), ("/v1/search", {"query": "bababa"})):
-        answer = await good(client, path, {**body, "filter": wanted, "limit": 500})
+        answer = await good(reader, path, {**body, "filter": wanted, "limit": 500})
         assert answer["items"]
         assert answer["underfilled"] is True
         assert all(item["metadata"]["price"] <= 10 for item in answer["items"])
@@ -263,8 +284,11 @@ BAD_EVENTS = [
 
 
 @pytest.mark.parametrize(("changes", "code", "field"), BAD_EVENTS, ids=lambda v: str(v)[:30])
-async def test_a_bad_event_is_rejected_by_name(client: httpx.AsyncClient, changes, code: str, field: str) -> None:
-    answer = await send(client, event(**({"event_id": "bad"} | changes)), event("good"))
+async def test_a_bad_event_is_rejected_by_name(
+    writer: httpx.AsyncClient, somebody: str, changes, code: str, field: str
+) -> None:
+    bad, good = {"event_id": "bad", "user_id": somebody} | changes, event(f"good-{somebody}", user_id=somebody)
+    answer = await send(writer, event(**bad), good)
     assert answer["accepted"] == 1
     (rejected,) = answer["rejected"]
     assert (rejected["index"], rejected["code"]) == (0, code)
@@ -274,34 +298,35 @@ async def test_a_bad_event_is_rejected_by_name(client: httpx.AsyncClient, change
 @pytest.mark.parametrize(
     "timestamp", [NOW_MS, "2023-11-14T22:13:20Z", "2023-11-15T00:13:20.123456+02:00", None, NOW_MS + 200_000, 10**11]
 )
-async def test_times_that_are_taken(client: httpx.AsyncClient, timestamp) -> None:
-    assert (await send(client, event(timestamp=timestamp)))["accepted"] == 1
+async def test_times_that_are_taken(writer: httpx.AsyncClient, somebody: str, timestamp) -> None:
+    assert (await send(writer, event(somebody, user_id=somebody, timestamp=timestamp)))["accepted"] == 1
 
 
 @pytest.mark.parametrize(
     ("name", "weight"),
     [("view_item", 1.0), ("add_to_cart", 2.0), ("purchase", 3.0), ("add_to_wishlist", 2.0), ("hide", -3.0)],
 )
-async def test_names_of_google_analytics_are_taken(client: httpx.AsyncClient, served: Served, name, weight) -> None:
-    assert (await send(client, event(type=name)))["accepted"] == 1
-    assert [i.weight for i in (await served.profile("u:ann")).interactions] == [weight]
+async def test_names_of_google_analytics_are_taken(written: Served, somebody: str, name, weight) -> None:
+    assert (await send(written.client(), event(somebody, user_id=somebody, type=name)))["accepted"] == 1
+    assert [i.weight for i in (await written.profile(f"u:{somebody}")).interactions] == [weight]
 
 
-async def test_an_unknown_kind_of_event_is_kept_as_a_weak_signal(client: httpx.AsyncClient, served: Served) -> None:
-    assert (await send(client, event(type="blinked_at")))["accepted"] == 1
-    assert [i.weight for i in (await served.profile("u:ann")).interactions] == [0.5]
+async def test_an_unknown_kind_of_event_is_kept_as_a_weak_signal(written: Served, somebody: str) -> None:
+    assert (await send(written.client(), event(somebody, user_id=somebody, type="blinked_at")))["accepted"] == 1
+    assert [i.weight for i in (await written.profile(f"u:{somebody}")).interactions] == [0.5]
 
 
-async def test_an_event_about_an_unknown_item_is_kept(client: httpx.AsyncClient) -> None:
-    assert (await send(client, event(item_id="comes-tomorrow")))["accepted"] == 1
-    assert len(await list_ids(client, {"user_id": "ann"})) == 10
+async def test_an_event_about_an_unknown_item_is_kept(writer: httpx.AsyncClient, somebody: str) -> None:
+    assert (await send(writer, event(somebody, user_id=somebody, item_id="comes-tomorrow")))["accepted"] == 1
+    assert len(await list_ids(writer, {"user_id": somebody})) == 10
 
 
-async def test_odd_values_inside_properties_are_kept(client: httpx.AsyncClient) -> None:
+async def test_odd_values_inside_properties_are_kept(writer: httpx.AsyncClient, somebody: str) -> None:
     deep: Any = "x"
     for _ in range(20):
         deep = {"a": [deep, None, 1.5, "🎈"]}
-    assert (await send(client, event(properties={"deep": deep, "big": 2**63}, impressions=["item-1"])))["accepted"] == 1
+    odd = event(somebody, user_id=somebody, properties={"deep": deep, "big": 2**63}, impressions=["item-1"])
+    assert (await send(writer, odd))["accepted"] == 1
 
 
 # Wrong requests
@@ -526,15 +551,15 @@ async def test_without_the_store_a_list_still_comes_and_says_so(client: httpx.As
 # Around the routes
 
 
-async def test_the_request_id_and_the_trace_come_back(client: httpx.AsyncClient) -> None:
+async def test_the_request_id_and_the_trace_come_back(reader: httpx.AsyncClient) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = {"x-request-id": "abc-123", "traceparent": trace}
     for response in (
-        await client.post("/v1/search", json={"query": "x"}, headers=headers),
-        await client.post("/v1/search", json={}, headers=headers),
-        await client.get("/nowhere", headers=headers),
-        await client.get("/livez", headers=headers),
-        await client.post("/v1/search", content=b" " * 5_000_000, headers=headers),
+        await reader.post("/v1/search", json={"query": "x"}, headers=headers),
+        await reader.post("/v1/search", json={}, headers=headers),
+        await reader.get("/nowhere", headers=headers),
+        await reader.get("/livez", headers=headers),
+        await reader.post("/v1/search", content=b" " * 5_000_000, headers=headers),
     ):
         assert response.headers["x-request-id"] == "abc-123"
         assert response.headers["traceparent"] == trace
@@ -543,8 +568,8 @@ async def test_the_request_id_and_the_trace_come_back(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "ü"])
-async def test_a_request_id_that_is_none_is_replaced(client: httpx.AsyncClient, given: str) -> None:
-    response = await client.get("/livez", headers=[(b"x-request-id", given.encode())])
+async def test_a_request_id_that_is_none_is_replaced(reader: httpx.AsyncClient, given: str) -> None:
+    response = await reader.get("/livez", headers=[(b"x-request-id", given.encode())])
     assert response.headers["x-request-id"] != given
     assert len(response.headers["x-request-id"]) == 32
 
@@ -579,8 +604,8 @@ async def test_metrics_parse_and_count(client: httpx.AsyncClient) -> None:
     assert [samples["raysys_events_total", o] for o in ("accepted", "duplicate", "rejected")] == [1, 1, 1]
 
 
-async def test_the_openapi_document_names_every_route_and_resolves(client: httpx.AsyncClient) -> None:
-    document = (await client.get("/openapi.json")).json()
+async def test_the_openapi_document_names_every_route_and_resolves(reader: httpx.AsyncClient) -> None:
+    document = (await reader.get("/openapi.json")).json()
     assert set(document["paths"]) == {*POSTS, "/livez", "/readyz", "/metrics"}
     text = json.dumps(document)
     schemas = document["components"]["schemas"]
@@ -593,16 +618,16 @@ async def test_the_openapi_document_names_every_route_and_resolves(client: httpx
     assert "EventBody" in schemas
 
 
-async def test_every_number_that_leaves_is_finite_and_every_row_is_an_item(client: httpx.AsyncClient) -> None:
-    body = await good(client, "/v1/recommendations", {"query": "bababa", "history": ["item-1"], "limit": 500})
+async def test_every_number_that_leaves_is_finite_and_every_row_is_an_item(reader: httpx.AsyncClient) -> None:
+    body = await good(reader, "/v1/recommendations", {"query": "bababa", "history": ["item-1"], "limit": 500})
     assert len(body["items"]) == N_ITEMS + 1
     for item in body["items"]:
         assert item["item_id"] not in ("", "-1")
         assert all(math.isfinite(score) for score in (item["score"], *item["sources"].values()))
 
 
-async def test_the_document_page_is_there(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/docs")).status_code == 200
+async def test_the_document_page_is_there(reader: httpx.AsyncClient) -> None:
+    assert (await reader.get("/docs")).status_code == 200
 
 
 async def test_a_caller_that_hangs_up_is_no_error_of_ours(shared: Served, capsys: pytest.CaptureFixture[str]) -> None:

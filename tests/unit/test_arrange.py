@@ -144,7 +144,7 @@ async def test_the_settings_are_for_those_who_do_not_say_otherwise(shop: Shop, p
     assert ids(plain) != ids(asked)
 
 
-@pytest.mark.parametrize("n_shards", [1, 2, 8])
+@pytest.mark.parametrize("n_shards", [1, 2])
 async def test_any_number_of_shards_arranges_alike(shop: Shop, path: Recommender, n_shards: int) -> None:
     other = recommender(shop.snapshot(n_shards))
     promoted = (Promotion(FAR, 2),)

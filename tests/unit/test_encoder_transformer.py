@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers  # its classes are imported when they are used: this file alone pays for them
 from encoder_suite import TITLES, EncoderSuite
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from raysys.encoder.models import find_model
 from raysys.encoder.pooling import pool
@@ -24,7 +24,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", "The", "Matrix", "Toy", "
 DIM = 16
 
 
-def tokenizer(special: bool) -> PreTrainedTokenizerFast:
+def tokenizer(special: bool) -> transformers.PreTrainedTokenizerFast:
     core = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     core.pre_tokenizer = Whitespace()
     core.normalizer = Replace("...", "")
@@ -33,12 +33,14 @@ def tokenizer(special: bool) -> PreTrainedTokenizerFast:
     # Some published tokenisers come with these; they must not decide how we pad or cut.
     core.enable_padding(length=24)
     core.enable_truncation(8)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
+    )
 
 
 def save_model(folder: Path, special: bool = True) -> Path:
     torch.manual_seed(0)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=len(WORDS),
         hidden_size=DIM,
         num_hidden_layers=2,
@@ -47,7 +49,7 @@ def save_model(folder: Path, special: bool = True) -> Path:
         max_position_embeddings=64,
         initializer_range=0.5,
     )
-    model = BertModel(config)
+    model = transformers.BertModel(config)
     with torch.no_grad():
         model.embeddings.word_embeddings.weight[WORDS.index("poison")] = torch.nan
     model.save_pretrained(folder)
@@ -101,7 +103,7 @@ def test_identity_of_a_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_vectors_are_those_of_the_model_run_by_hand(folder: Path, pooling: str) -> None:
-    model = BertModel.from_pretrained(folder).eval()
+    model = transformers.BertModel.from_pretrained(folder).eval()
     with torch.inference_mode():
         hidden = model(input_ids=torch.tensor([[2, 7, 8, 3]])).last_hidden_state[0]
     expected = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[3]}[pooling].numpy()
@@ -159,7 +161,7 @@ def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
-    torch.save(BertModel.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(transformers.BertModel.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(ConfigError, match=r"no \.safetensors file"):

@@ -123,7 +123,7 @@ def test_friends_like_what_they_listened_to_in_training(tmp_path: Path):
 
 def test_a_set_with_friends_has_a_row_without_them(tmp_path: Path):
     found = data_sets.lastfm(write_lastfm(tmp_path / "lastfm"))
-    report = accuracy.run(found, given(), tmp_path)
+    report = accuracy.run(found, given(users=20), tmp_path)
     assert report["rows"].keys() == ROWS.keys()
     ours, without = (report["rows"][name]["parts"] for name in (accuracy.OURS, NO_FRIENDS))
     assert ours != without
@@ -178,10 +178,10 @@ def test_what_is_measured_is_what_the_recommender_answers(tmp_path: Path, name: 
 
 def test_a_whole_run_has_every_part_and_prints(tmp_path: Path):
     beauty = data_sets.amazon(write_amazon(tmp_path / "beauty"))
-    report = accuracy.run(beauty, given(references=True, test=True, curve=True, cold=0.2, users=40), tmp_path)
+    report = accuracy.run(beauty, given(references=True, test=True, curve=True, cold=0.2, users=20), tmp_path)
     assert list(report["parts"]) == ["validation", "test, fitted on train", "test, fitted on train + validation"]
-    assert report["parts"]["validation"]["lists"] == 40
-    assert report["batch_and_single"] == {"users": 40, "same_items_and_scores": 40}
+    assert report["parts"]["validation"]["lists"] == 20
+    assert report["batch_and_single"] == {"users": 20, "same_items_and_scores": 20}
     assert len(report["rows"]["EASE"]["tried"]) > 1
     assert report["paired"]["validation"].keys() == report["rows"].keys() - {"the default"}
     json.dumps(report, allow_nan=False)
@@ -192,7 +192,7 @@ def test_without_asking_for_it_no_test_item_is_looked_at(tmp_path: Path):
     """A set whose test was taken away gives the same report, figure by figure."""
     beauty = data_sets.amazon(write_amazon(tmp_path / "beauty"))
     blind = replace(beauty, split=replace(beauty.split, test=()))
-    reports = [accuracy.run(data, given(references=True), tmp_path) for data in (beauty, blind)]
+    reports = [accuracy.run(data, given(references=True, users=20), tmp_path) for data in (beauty, blind)]
     for report in reports:
         assert list(report["parts"]) == ["validation"]
         for row in report["rows"].values():

@@ -215,11 +215,14 @@ async def sides(shop: Shop, folder: Path, body: Mapping[str, Any], rules: str) -
 @pytest.mark.asyncio(loop_scope="module")
 async def test_an_interleaved_list_is_a_draft_of_both_rankings(shop: Shop, served: Served, tmp_path: Path) -> None:
     body = {"history": ["item-1", "item-7"], "limit": 9, "explore": True}
-    bodies = await lists_of(served, [f"p{number}" for number in range(150)], **body)
+    ranking, rules = (Experiment(t["name"], {a["name"]: a.get("share", 1) for a in t["arms"]}) for t in (TRIAL, RULES))
+    plain = [p for p in map("p{}".format, range(150)) if rules.arm_of(f"u:{p}") == "plain"]
+    bodies = await lists_of(served, [*PEOPLE[:10], *(p for p in plain if ranking.arm_of(f"u:{p}") == "both")], **body)
     first, second = await sides(shop, tmp_path, body, "plain")
     assert first != second
     drafted = set(in_arm(bodies, "ranking", "both"))
     people = drafted & set(in_arm(bodies, "rules", "plain"))
+    assert len(people) > 5
     for person in people:
         answer = bodies[person]
         for item in answer["items"]:
@@ -291,13 +294,13 @@ async def test_from_requests_to_a_look(shop: Shop, tmp_path: Path) -> None:
     trial = arms({"share": 1}, {"share": 1, "ranking": {"diversity": 0.5}}, name="more")
     made = await serve_here(shop.store(2), tmp_path / "s.sqlite3", experiments=[trial, RULES | {"arms": [
         {"name": "a"}, {"name": "b"}]}])  # fmt: skip
-    people = [f"p{number}" for number in range(520)]
+    people = [f"p{number}" for number in range(200)]
     bodies = await lists_of(made, people, limit=3)
-    await lists_of(made, people[:50], limit=3)  # who comes again counts once
+    await lists_of(made, people[:20], limit=3)  # who comes again counts once
     await made.stop()
     exposures = list(read_exposures(tmp_path / "impressions"))
     assert {batch.schema for batch in exposures} == {EXPOSURE_SCHEMA}
-    assert sum(map(len, exposures)) == 2 * 570
+    assert sum(map(len, exposures)) == 2 * 220
     experiment = Experiment("more", {"arm-0": 1, "arm-1": 1})
     first = first_exposures(exposures, experiment)
     assert dict(zip(first["user"].to_pylist(), first["arm"].to_pylist(), strict=True)) == {
@@ -312,7 +315,7 @@ async def test_from_requests_to_a_look(shop: Shop, tmp_path: Path) -> None:
     seen = outcomes(first, [event_batch(bought)], {"purchase": 1.0}, experiment, DAY_S, now_s=NOW_S + 2 * DAY_S)
     assert (seen.n_open, seen.n_mixed) == (0, 0)
     assert mismatch_p_value(experiment, {arm: len(values) for arm, values in seen.values.items()}) > 0.001
-    found = look(seen.values["arm-0"], seen.values["arm-1"], SequentialPlan(effect=0.1))
+    found = look(seen.values["arm-0"], seen.values["arm-1"], SequentialPlan(effect=0.1, min_per_arm=80))
     assert found.verdict == "better"
     assert found.low < 0.3 < found.high
 
@@ -321,7 +324,7 @@ async def test_from_an_interleaved_list_to_a_preference(shop: Shop, tmp_path: Pa
     """People choose from the second ranking more often; people of the other arm, who choose much, do not count."""
     trial = arms({"interleave": [{}, OTHER_WEIGHTS]}, {}, name="two")
     made = await serve_here(shop.store(2), tmp_path / "s.sqlite3", experiments=[trial])
-    people = [f"p{number}" for number in range(300)]
+    people = [f"p{number}" for number in range(150)]
     bodies = await lists_of(made, people, history=["item-1", "item-7"], limit=6)
     await made.stop()
     rng, wants = np.random.default_rng(0), {"first": 0.1, "second": 0.3, None: 0.9}

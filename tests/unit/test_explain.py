@@ -59,6 +59,27 @@ def path(shop: Shop) -> Recommender:
     return recommender(shop.snapshot(3))
 
 
+def asked(shop: Shop, path: Recommender, request: Request) -> dict[int, Answer]:
+    """What each of some people is answered."""
+
+    async def all_of_them() -> dict[int, Answer]:
+        return {user: await path.recommend(request, shop.profile(user)) for user in PERSONS}
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.fixture(scope="module")
+def lists(shop: Shop, path: Recommender) -> dict[int, Answer]:
+    """Lists with everything that can be said of them."""
+    return asked(shop, path, Request(limit=10, explain="full"))
+
+
+@pytest.fixture(scope="module")
+def searched(shop: Shop, path: Recommender) -> dict[int, Answer]:
+    """What is found for words, with its reasons."""
+    return asked(shop, path, Request(limit=15, query="bababa sababa", explain=True))
+
+
 @pytest.fixture(scope="module")
 def histories(shop: Shop) -> dict[str, list[Event]]:
     """The events of each user of the world."""
@@ -245,16 +266,15 @@ def test_what_would_be_without_a_cause() -> None:
 # Over the whole path
 
 
-async def test_shares_are_those_of_the_weighted_scores(shop: Shop, path: Recommender) -> None:
-    for user in PERSONS:
-        answer = await path.recommend(Request(limit=15, query="bababa", explain=True), shop.profile(user))
+def test_shares_are_those_of_the_weighted_scores(searched: dict[int, Answer]) -> None:
+    for answer in searched.values():
         assert answer.degraded == ()
         for item in answer.items:
             lifts = {name: max(getattr(WEIGHTS, name) * score, 0) for name, score in item.sources.items()}
             expected = {name: lift / sum(lifts.values()) for name, lift in lifts.items()}
-            found = {name: reason.share for name, reason in by_source(item).items()}
-            assert found == pytest.approx({n: s for n, s in expected.items() if n in found}, abs=1e-4)
-            assert all(expected[name] < 0.0011 for name in expected if name not in found)
+            told = {name: reason.share for name, reason in by_source(item).items()}
+            assert told == pytest.approx({n: s for n, s in expected.items() if n in told}, abs=1e-4)
+            assert all(expected[name] < 0.0011 for name in expected if name not in told)
             assert all(a.share >= b.share for a, b in pairwise(of_kind(item, "source")))
 
 
@@ -276,14 +296,14 @@ async def test_any_ranker_is_explained(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("source", ["transition", "ridge"])
-async def test_an_items_part_is_what_leads_from_it(shop: Shop, path: Recommender, source: str) -> None:
+def test_an_items_part_is_what_leads_from_it(
+    shop: Shop, path: Recommender, lists: dict[int, Answer], source: str
+) -> None:
     matrices = [getattr(files, source) for files in path.catalogue.shards]
     checked = 0
-    for user in PERSONS:
-        profile = shop.profile(user)
-        known = seeds(profile, ProfileSettings())
+    for user, answer in lists.items():
+        known = seeds(shop.profile(user), ProfileSettings())
         weights = dict(zip(known.items, known.weights, strict=True))
-        answer = await path.recommend(Request(limit=10, explain=True), profile)
         found = path.catalogue.find(ids(answer))
         for item, shard, row in zip(answer.items, found.shard.tolist(), found.row.tolist(), strict=True):
             reason = by_source(item).get(source)
@@ -317,10 +337,9 @@ async def test_the_likeness_to_one_interest_comes_from_its_own_items(shop: Shop,
     assert len(named) > 4
 
 
-async def test_what_is_named_for_words_has_them(shop: Shop, path: Recommender) -> None:
+async def test_what_is_named_for_words_has_them(path: Recommender, searched: dict[int, Answer]) -> None:
     checked = 0
-    for user in PERSONS:
-        answer = await path.recommend(Request(limit=10, query="bababa sababa", explain=True), shop.profile(user))
+    for answer in searched.values():
         for item in answer.items:
             mine = set(words(" ".join(map(str, item.metadata.values()))))
             for name, reason in by_source(item).items():
@@ -349,10 +368,10 @@ def test_the_terms_of_an_answer_are_those_of_the_index(path: Recommender) -> Non
             assert set(names) == set(held.keys.tolist())
 
 
-async def test_the_parts_of_all_causes_are_within_those_of_their_sources(shop: Shop, path: Recommender) -> None:
-    for user in PERSONS:
+def test_the_parts_of_all_causes_are_within_those_of_their_sources(shop: Shop, searched: dict[int, Answer]) -> None:
+    for user, answer in searched.items():
         liked = set(seeds(shop.profile(user), ProfileSettings()).items)
-        for item in (await path.recommend(Request(limit=10, query="bababa", explain=True), shop.profile(user))).items:
+        for item in answer.items:
             for reason in of_kind(item, "source"):
                 assert sum(cause.share for cause in reason.causes) <= reason.share + 1e-6
                 assert {cause.evidence for cause in reason.causes} <= liked
@@ -475,9 +494,9 @@ async def test_an_id_of_the_request_is_taken_out_of_the_request(path: Recommende
         assert reason.rank == (again.index(item.item_id) + 1 if item.item_id in again else None)
 
 
-async def test_the_main_cause_is_the_one_with_the_largest_share(shop: Shop, path: Recommender) -> None:
-    for user in PERSONS:
-        for item in (await path.recommend(Request(limit=6, explain="full"), shop.profile(user))).items:
+def test_the_main_cause_is_the_one_with_the_largest_share(lists: dict[int, Answer]) -> None:
+    for answer in lists.values():
+        for item in answer.items:
             named: dict[str, float] = {}
             for reason in of_kind(item, "source"):
                 for cause in reason.causes:

@@ -16,8 +16,9 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from support import NOW_S, Served, Shop, post, serve_here
+from support import NOW_S, FixedClock, Served, Shop, post, serve_here
 
+from raysys.config import ImpressionSettings
 from raysys.evaluation.metrics import Estimate
 from raysys.evaluation.off_policy import Limits, Logged, concatenate, snips
 from raysys.evaluation.shown import event_batch, read_rewards, read_shown
@@ -25,6 +26,7 @@ from raysys.index.filters import parse
 from raysys.ranking.explore import MOST_COUNTED, Room, TimesShown, explore, may_stand
 from raysys.ranking.groups import Groups
 from raysys.recall.fresh import freshness, younger_than
+from raysys.serving.impressions import ImpressionLog
 from raysys.types import Answer, Cap, Event, Interaction, Profile, Promotion, Request
 
 LISTS = "/v1/recommendations"
@@ -170,10 +172,15 @@ async def draws(made: Served, request: Request, n: int = 60, profile: Profile = 
     return await asyncio.gather(*(made.recommender.recommend(one, profile) for one in named))
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def many(made: Served) -> list[Answer]:
+    """What 700 strangers are shown."""
+    return await draws(made, Request(limit=6), 700)
+
+
 @pytest.mark.asyncio(loop_scope="module")
-async def test_lists_are_as_frequent_as_their_propensities_say(made: Served) -> None:
-    n = 700
-    answers = await draws(made, Request(limit=6), n)
+async def test_lists_are_as_frequent_as_their_propensities_say(made: Served, many: list[Answer]) -> None:
+    n, answers = len(many), many
     plain = ids(await made.recommender.recommend(Request(limit=6, explore=False), STRANGER))
     counts = Counter((item.rank, item.item_id) for answer in answers for item in answer.items)
     said = {(item.rank, item.item_id): item.propensity for answer in answers for item in answer.items}
@@ -334,25 +341,25 @@ def truth(n: int, from_place: int, share: float) -> float:
     return float(np.mean(values))
 
 
-async def test_the_log_tells_the_value_of_policies_that_were_not_served(shop: Shop, tmp_path: Path) -> None:
-    """Served with one new item in six places; asked for none at all, for as many, and for twice as many.
+async def test_the_log_tells_the_value_of_policies_that_were_not_served(many: list[Answer], tmp_path: Path) -> None:
+    """Served with one new item in three places; asked for none at all, for as many, and for twice as many.
 
     One log may miss the truth, as one in twenty does; the next test looks at many.
     """
-    made = await served_with(shop, tmp_path, explore={"one_in": 6, "from_place": 2, "enabled": True})
+    log = ImpressionLog(tmp_path / "impressions", ImpressionSettings(), FixedClock(), pytest.fail)
     clicking, events = rng(4), []
-    for number, answer in enumerate(await draws(made, Request(limit=6), 700)):
-        made.front.impressions.add(f"r{number}", "recommendations", f"u:{number}", answer, [])
+    for number, answer in enumerate(many):
+        log.add(f"r{number}", "recommendations", f"u:{number}", answer, [])
         events += [
             Event(f"{number}-{item.rank}", "click", f"u:{number}", item.item_id, NOW_S, recommendation_id=f"r{number}")
             for item in answer.items
             if clicking.random() < quality(item.item_id, item.rank)
         ]
-    await made.stop()
+    log.close()
     rewards = read_rewards([event_batch(events)], {"click": 1.0})
     pieces = list(read_shown(tmp_path / "impressions", rewards, pads.field("propensity").is_valid()))
-    for share in (0.0, 1 / 6, 1 / 3):
-        targets = [target_of(piece.propensities, share, one_in=6) for piece in pieces]
+    for share in (0.0, 1 / 3, 2 / 3):
+        targets = [target_of(piece.propensities, share, one_in=3) for piece in pieces]
         logged = [
             Logged(piece.users, piece.propensities, target, piece.rewards)
             for piece, target in zip(pieces, targets, strict=True)

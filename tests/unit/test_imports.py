@@ -1,6 +1,7 @@
 """The layers, and Ray at the rim: walks every import of the package."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ RAY_ALLOWED = ("raysys/serving/", "raysys/training/distributed/", "jobs/")
 FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Every module that the file imports, wherever in it the import stands."""
     names: set[str] = set()
