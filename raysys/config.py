@@ -158,7 +158,7 @@ class SequenceSettings(Settings):
     ``workers``: processes that fit together. ``gpus_per_worker``: 0 = on the CPU.
     """
 
-    dim: PositiveInt = 128
+    dim: Annotated[int, Field(ge=16)] = 128
     blocks: PositiveInt = 2
     heads: PositiveInt = 2
     max_history: PositiveInt = 50

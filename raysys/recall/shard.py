@@ -353,7 +353,10 @@ class Shard:
         if source not in query.placed or source not in self.live.placed:
             return rows, scores
         added, vectors = self.live.placed[source]
-        rows, scores = np.concatenate([rows, added]), np.concatenate([scores, vectors @ query.placed[source]])
+        rows, scores = (
+            np.concatenate([rows, added]),
+            np.concatenate([scores, inner_products(query.placed[source], vectors)]),
+        )
         order = np.argsort(rows, kind="stable")  # fast for what is nearly sorted
         return rows[order], scores[order]
 

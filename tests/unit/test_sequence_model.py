@@ -205,7 +205,7 @@ def test_without_anybody_to_hold_out_it_runs_all_epochs() -> None:
 def test_a_checkpoint_that_is_damaged_or_of_another_shape_is_refused(tmp_path: Path) -> None:
     fit(histories(), settings(epochs=1), Alone(tmp_path))
     with pytest.raises(ConfigError, match=r"cannot be used.*size mismatch"):
-        fit(histories(), settings(dim=8), Alone(), resume=tmp_path)
+        fit(histories(), settings(dim=32), Alone(), resume=tmp_path)
     (tmp_path / TENSORS).write_bytes(b"\x80\x04nonsense")
     with pytest.raises(ConfigError, match="cannot be used"):
         fit(histories(), settings(), Alone(), resume=tmp_path)
