@@ -1,11 +1,12 @@
 """The `raysys` command. Each subcommand parses, calls the library, and prints."""
 
+import json
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -24,6 +25,9 @@ from raysys.config import (
 )
 from raysys.doctor import examine
 from raysys.errors import ConfigError, RaysysError
+
+if TYPE_CHECKING:
+    from raysys.training.tune import Tuned
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
@@ -49,6 +53,49 @@ def build(
     for line in readable(report, len(manifest.shards), manifest.recall_at_10):
         console.print(line)
     console.print(f"published [bold]{manifest.snapshot_id}[/] under {settings.index.root}; next: raysys serve")
+
+
+@app.command()
+def tune(
+    settings: Annotated[Path, typer.Argument(help="Build settings (YAML) with `events`.")],
+    minutes: Annotated[float, typer.Option(min=0, help="How long to try.")] = 10.0,
+    write: Annotated[bool, typer.Option("--write", help="Write the settings found into SETTINGS.tuned.yaml.")] = False,
+) -> None:
+    """Choose how behaviour is fitted, by what people did next. Publishes nothing."""
+    from raysys.training import tune as tuning
+
+    built = load(BuildSettings, settings)
+    report, copy = (tuning.beside(settings, suffix) for suffix in (".tuning.json", ".tuned.yaml"))
+    with console.status("tuning; Ctrl-C ends it without a trace"):
+        tuned = tuning.tune(built, minutes, say=console.print)
+    console.print(trials_table(tuned))
+    report.write_text(json.dumps(tuned.as_dict(), indent=2), encoding="utf-8")
+    console.print(f"report: {report}")
+    if not tuned.changes:
+        console.print("nothing that was tried is clearly better than the settings as they are")
+        return
+    console.print("for the settings:")
+    typer.echo(yaml.safe_dump({"behaviour": tuned.changes}), nl=False)
+    if write:
+        copy.write_text(tuning.with_changes(settings, tuned.changes), encoding="utf-8")
+        console.print(f"written: {copy}; next: raysys build {copy}")
+
+
+def trials_table(tuned: "Tuned") -> Table:
+    """The trials of a search as a table for people."""
+    end = "no neighbour on the grid is better" if tuned.is_complete else "the time is up"
+    table = Table(
+        title=f"NDCG@10 of {tuned.people:,} people: {tuned.ndcg_before:.5f} before, {tuned.ndcg_after:.5f} after",
+        caption=f"all changes together {tuned.gain:+.5f}, standard error {tuned.standard_error:.5f}; {end}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("setting", "before", "tried", "NDCG@10", "gain", "standard error", "taken"):
+        table.add_column(name, justify="left" if name in {"setting", "taken"} else "right")
+    for t in tuned.trials:
+        values = (f"{t.before:g}", f"{t.value:g}", f"{t.ndcg:.5f}", f"{t.gain:+.5f}", f"{t.standard_error:.5f}")
+        table.add_row(t.name, *values, "yes" if t.taken else "")
+    return table
 
 
 def _build_settings(source: str) -> BuildSettings:

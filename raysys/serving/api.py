@@ -158,11 +158,11 @@ def _describe(app: FastAPI) -> None:
         schemas.UserMergeBody,
         schemas.Problem,
     )
-    _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
     document = app.openapi
 
     def with_bodies() -> dict[str, Any]:
         described = document()
+        _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
         described.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
         return described
 

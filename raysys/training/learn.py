@@ -137,21 +137,16 @@ class Lists:
 
 def learn(plan: BuildPlan) -> LearnedRanking | None:
     """Learn from the finished snapshot of a plan that holds events out. None where they say too little."""
-    assert plan.held_out is not None  # noqa: S101  # see BuildPlan.without
-    catalogue = Catalogue(plan.snapshot)
-    settings = ProfileSettings(event_weights=plan.settings.behaviour.event_weights)
-    questions = list(_questions(plan, catalogue, settings))
-    recommenders = {
-        decay: _recommender(catalogue, settings.model_copy(update={"step_decay": decay}), plan.held_out.now_s)
-        for decay in STEP_DECAYS
-    }
-    decay = _best_decay({d: _lists(recommender, questions[:SAMPLE]) for d, recommender in recommenders.items()})
-    learned = fit(_lists(recommenders[decay], questions), RankingSettings())
+    asked = questions(plan)
+    decay = best_decay(plan, asked)
+    learned = fit(lists_of(plan, asked, decay), RankingSettings())
     return None if learned is None else learned.model_copy(update={"step_decay": decay})
 
 
-def _best_decay(by_decay: Mapping[float, Lists]) -> float:
-    """That of the highest NDCG with weights of its own, if it beats the default by more than its standard error."""
+def best_decay(plan: BuildPlan, asked: Sequence[Question]) -> float:
+    """How fast a history should fade: the decay of the highest NDCG with weights of its own, if it beats the default by
+    more than its standard error. By the first of those asked."""
+    by_decay = {decay: lists_of(plan, asked[:SAMPLE], decay) for decay in STEP_DECAYS}
     found = {decay: ndcg(lists, lists.weighed(search(lists, _DEFAULTS))) for decay, lists in by_decay.items()}
     best = max(found, key=lambda decay: float(found[decay].mean()) if len(found[decay]) else 0.0)
     gain = found[best] - found[STEP_DECAY]
@@ -166,30 +161,48 @@ def save(learned: LearnedRanking | None, plan: BuildPlan) -> dict[str, Any]:
     return dict(learned.report)
 
 
-def _recommender(catalogue: Catalogue, settings: ProfileSettings, now_s: float) -> Recommender:
+def lists_of(plan: BuildPlan, asked: Sequence[Question], step_decay: float) -> Lists:
+    """The candidates of each person, by the path that serves over the finished snapshot of a plan."""
+    return asyncio.run(_ask(_recommender(plan, step_decay), asked))
+
+
+def _recommender(plan: BuildPlan, step_decay: float) -> Recommender:
+    assert plan.held_out is not None  # noqa: S101  # see BuildPlan.without
+    catalogue = Catalogue(plan.snapshot)
     shards = [Shard(number, files) for number, files in enumerate(catalogue.shards)]
-    k = ServeSettings().candidates_per_source
-    lookup = Lookup(catalogue, NothingLive())
-    ranker, clock = LocalRanker(RankingSettings()), _AskedAt(now_s)
+    k, lookup = ServeSettings().candidates_per_source, Lookup(catalogue, NothingLive())
+    ranker, clock = LocalRanker(RankingSettings()), _AskedAt(plan.held_out.now_s)
+    settings = _profile_settings(plan).model_copy(update={"step_decay": step_decay})
     return Recommender(lookup, _no_text, LocalRecall(shards), ranker, settings, k, clock)
+
+
+def _profile_settings(plan: BuildPlan) -> ProfileSettings:
+    return ProfileSettings(event_weights=plan.settings.behaviour.event_weights)
 
 
 async def _no_text(text: str, role: Role) -> Vectors:
     raise Unavailable("nobody asks by text here")
 
 
-def _questions(plan: BuildPlan, catalogue: Catalogue, settings: ProfileSettings) -> Iterator[Question]:
-    """Those people of the log who liked something that is held out, as they were before."""
-    for part in range(plan.n_shards):
-        table = log.read_part(plan, part)
-        if table is not None:
-            yield from _questions_of(plan, table, catalogue, settings)
+def questions(plan: BuildPlan) -> list[Question]:
+    """Those people of the log who liked something that is held out, as they were before.
+
+    They depend on the events and on which items the finished snapshot of the plan holds, not on what is fitted.
+    """
+    catalogue, settings = Catalogue(plan.snapshot), _profile_settings(plan)
+    tables = (log.read_part(plan, part) for part in range(plan.n_shards))
+    return [
+        question
+        for table in tables
+        if table is not None
+        for question in _questions_of(plan, table, catalogue, settings)
+    ]
 
 
 def _questions_of(
     plan: BuildPlan, table: pa.Table, catalogue: Catalogue, settings: ProfileSettings
 ) -> Iterator[Question]:
-    assert plan.held_out is not None  # noqa: S101  # see learn
+    assert plan.held_out is not None  # noqa: S101  # see BuildPlan.without
     users, times_s, liked = (table["user"].to_numpy(), table["timestamp_s"].to_numpy(), table["weight"].to_numpy() > 0)
     held = plan.held_out.rows(users, times_s, liked)
     asked = np.unique(users[held & liked & plan.held_out.chosen(users)])
@@ -216,13 +229,8 @@ def _events(table: pa.Table, catalogue: Catalogue) -> list[Event]:
     ]
 
 
-def _lists(recommender: Recommender, questions: Sequence[Question]) -> Lists:
-    """The candidates of each person, by the path that serves."""
-    return asyncio.run(_ask(recommender, questions))
-
-
-async def _ask(recommender: Recommender, questions: Sequence[Question]) -> Lists:
-    rows = [await _one(recommender, question) for question in questions]
+async def _ask(recommender: Recommender, asked: Sequence[Question]) -> Lists:
+    rows = [await _one(recommender, question) for question in asked]
     lists = Lists.empty(len(rows))
     for at, row in enumerate(rows):
         for name, values in row.items():
@@ -245,17 +253,26 @@ async def _one(recommender: Recommender, question: Question) -> dict[str, Any]:
 
 def fit(lists: Lists, settings: RankingSettings) -> LearnedRanking | None:
     """The best of: the weights of the settings, learned weights, learned weights and trees."""
-    if len(lists.found()) < LEAST_LISTS:
+    judged = judge(lists, settings)
+    if not judged:
         return None
-    steps: list[list[Floats]] = [[], [], []]
-    for number in range(FOLDS):
-        train, held = (lists.take(np.flatnonzero(is_in)) for is_in in (lists.fold != number, lists.fold == number))
-        for found, learned in zip(steps, _steps(train, settings), strict=False):
-            found.append(ndcg(held, _scored(learned, settings, held)))
-    judged = {name: np.concatenate(found) for name, found in zip(_NAMES, steps, strict=True) if len(found) == FOLDS}
     chosen = max(judged, key=lambda name: float(judged[name].mean()))
     learned = _steps(lists, settings)[_NAMES.index(chosen)]
     return learned.model_copy(update={"report": _report(lists, judged, chosen)})
+
+
+def judge(lists: Lists, settings: RankingSettings) -> dict[str, Floats]:
+    """NDCG@10 of each list, [n] float64, by the weights of the settings and by each step of what is learned from the
+    lists of others. Empty where nothing can be learned from so few."""
+    if len(lists.found()) < LEAST_LISTS:
+        return {}
+    steps = [np.full(len(lists), np.nan) for _ in _NAMES]
+    for number in range(FOLDS):
+        rows = np.flatnonzero(lists.fold == number)
+        held, train = lists.take(rows), lists.take(np.flatnonzero(lists.fold != number))
+        for found, learned in zip(steps, _steps(train, settings), strict=False):
+            found[rows] = ndcg(held, _scored(learned, settings, held))
+    return {name: found for name, found in zip(_NAMES, steps, strict=True) if not np.isnan(found).any()}
 
 
 _NAMES = ("settings", "weights", "weights and trees")

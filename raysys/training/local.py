@@ -16,41 +16,59 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
     clock = SystemClock() if clock is None else clock
     report = Report(clock)
     with planned(settings, clock.now_s()) as plan:
-        for number in range(len(plan.inputs.items)):
-            report.add_staged(items.stage_items(plan, number), "items_")
-        report.add_staged(items.stage_changes(plan), "changes_")
-        event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
-        for counts in event_counts:
-            report.add_staged(counts, "events_")
-        latest_s = max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
-        parts = range(plan.n_shards)
-        encoder = build_encoder(settings.encoder)
-        for part in parts:
-            report.add(items.settle_shard(plan, part, encoder.identity))
+        identity, latest_s = stage(plan, report)
         report.add(_fit(plan, latest_s))
-        for path in items.todo_files(plan):
-            report.add(items.encode_file(plan, path, encoder))
-        report.add(_fit_sequence(plan, encoder.identity))
-        finished = [finish.finish_shard(plan, part, encoder.identity) for part in parts]
+        report.add(fit_sequence(plan, identity))
+        finished = [finish.finish_shard(plan, part, identity) for part in range(plan.n_shards)]
         held_out = log.hold_out(plan, latest_s)
         if held_out is not None:
-            _learn(plan, held_out, encoder.identity, report)
-        return finish.publish(plan, encoder.identity, finished, report.as_dict())
+            _learn(plan, held_out, identity, report)
+        return finish.publish(plan, identity, finished, report.as_dict())
+
+
+def stage(plan: BuildPlan, report: Report) -> tuple[EncoderIdentity, float]:
+    """Everything that needs no fit: inputs read and settled, texts encoded.
+
+    Returns the identity of the encoder and the time of the latest event, minus infinity = there is none.
+    """
+    for number in range(len(plan.inputs.items)):
+        report.add_staged(items.stage_items(plan, number), "items_")
+    report.add_staged(items.stage_changes(plan), "changes_")
+    event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
+    for counts in event_counts:
+        report.add_staged(counts, "events_")
+    encoder = build_encoder(plan.settings.encoder)
+    for part in range(plan.n_shards):
+        report.add(items.settle_shard(plan, part, encoder.identity))
+    for path in items.todo_files(plan):
+        report.add(items.encode_file(plan, path, encoder))
+    return encoder.identity, max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
 
 
 def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:
     """The behaviour models that need no text, on what the plan does not hold out. Returns counts for the report."""
+    count(plan, now_s)
+    fit_factors(plan)
+    return behaviour.fit_ridge(plan) | factor_blocks.counts(plan)
+
+
+def count(plan: BuildPlan, now_s: float) -> None:
+    """Popularity and transitions."""
     for part in range(plan.n_shards):
         behaviour.count_part(plan, part, now_s)
     for part in range(plan.n_shards):
         behaviour.weigh_part(plan, part)
+
+
+def fit_factors(plan: BuildPlan) -> None:
+    """The factor model, where it is wanted."""
     for tasks in factor_blocks.stages(plan):
         for task in tasks:
             task(plan)
-    return behaviour.fit_ridge(plan) | factor_blocks.counts(plan)
 
 
-def _fit_sequence(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
+def fit_sequence(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
+    """The sequence model, where it is wanted. Returns counts for the report."""
     if plan.settings.behaviour.sequence is None:
         return {}
     from raysys.training.sequence.alone import fit_alone  # torch takes a second to load
@@ -62,7 +80,12 @@ def _learn(plan: BuildPlan, held_out: HeldOut, identity: EncoderIdentity, report
     """The ranking, from a snapshot of the same items that is fitted without what is held out."""
     earlier = plan.without(held_out)
     _fit(earlier, held_out.now_s)
-    _fit_sequence(earlier, identity)
-    finished = [finish.finish_shard(earlier, part, identity) for part in range(plan.n_shards)]
-    finish.seal(earlier, identity, finished, report.as_dict())
+    fit_sequence(earlier, identity)
+    complete(earlier, identity, report)
     report.learned = learn.save(learn.learn(earlier), plan)
+
+
+def complete(plan: BuildPlan, identity: EncoderIdentity, report: Report) -> None:
+    """The snapshot of what is fitted, which is not published."""
+    finished = [finish.finish_shard(plan, part, identity) for part in range(plan.n_shards)]
+    finish.seal(plan, identity, finished, report.as_dict())

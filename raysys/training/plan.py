@@ -35,7 +35,7 @@ class BuildPlan:
     """Everything a stage needs; small, and the same on every worker. All paths are seen by every node.
 
     change_sequence: live changes up to this one are in the staging folder, 0 = none. change_store: the identity of
-    their store. held_out: what behaviour is fitted without; None = on all events.
+    their store. held_out: what behaviour is fitted without; None = on all events. fit: the name of what is fitted.
     """
 
     settings: BuildSettings
@@ -46,10 +46,11 @@ class BuildPlan:
     change_sequence: int = 0
     change_store: str = ""
     held_out: HeldOut | None = None
+    fit: str = "fitted"
 
-    def without(self, held_out: HeldOut) -> "BuildPlan":
-        """The same items, fitted without these events; for the job itself, in its staging folder."""
-        return replace(self, held_out=held_out, snapshot=self.staged("without_held_out"))
+    def without(self, held_out: HeldOut, name: str = "without_held_out") -> "BuildPlan":
+        """The same items, fitted without these events; for the job itself, in a folder of this name where it stages."""
+        return replace(self, held_out=held_out, snapshot=self.staged(name), fit=f"fitted_{name}")
 
     @property
     def n_shards(self) -> int:
@@ -67,7 +68,7 @@ class BuildPlan:
 
     def fitted(self, *parts: str) -> Path:
         """A folder for what is fitted on the events, apart for what is fitted without those held out."""
-        return self.staged("fitted" if self.held_out is None else "fitted_without_held_out", *parts)
+        return self.staged(self.fit, *parts)
 
     def embeddings(self, identity: EncoderIdentity) -> EmbeddingStore:
         """The vectors that this and earlier builds have made with this encoder."""
@@ -101,12 +102,10 @@ def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
     plan = make_plan(settings, now_s)
     try:
         yield _with_changes(plan)
-    except BaseException:
+    finally:
         # Once the pointer has moved, the snapshot may be served already: it must outlive a Ctrl-C that comes late.
         if not SnapshotStore(settings.index.root).is_published(plan.snapshot_id):
             shutil.rmtree(plan.snapshot, ignore_errors=True)
-        raise
-    finally:
         shutil.rmtree(plan.staging, ignore_errors=True)
 
 
