@@ -11,28 +11,16 @@ Each step is kept only if it is better for people that it was not learned from: 
 from the lists of others.
 """
 
-import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from raysys.clock import SystemClock
-from raysys.config import STEP_DECAY, ProfileSettings, RankingSettings, ServeSettings
-from raysys.encoder.protocol import Role
-from raysys.errors import Unavailable
-from raysys.in_process import LocalRanker, LocalRecall
-from raysys.index.catalogue import Catalogue
-from raysys.lookup import Lookup, NothingLive
-from raysys.profile.fold import fold
+from raysys.config import STEP_DECAY, RankingSettings
 from raysys.ranking.learned import LearnedRanker, LearnedRanking
-from raysys.recall.shard import Shard
-from raysys.recommender import Recommender
-from raysys.training import log
+from raysys.training.asked import FOLDS, Floats, K, Lists, Question, Weights, discounts, lists_of, questions, weights_of
 from raysys.training.plan import BuildPlan
 from raysys.types import (
     FRESH,
@@ -42,19 +30,11 @@ from raysys.types import (
     SAID,
     SOURCES,
     TRENDING,
-    Event,
-    Keys,
-    Profile,
-    Request,
-    Vectors,
 )
 
-KEPT = 200  # candidates of a list, the best by the weights of the settings
 SEEN_BY_TREES = 100  # of those, the best by the learned weights
-K = 10  # of NDCG
 LEAST_LISTS = 100  # with an item that people went on to like; from fewer nothing is learned
 LEAST_LISTS_FOR_TREES = 500
-FOLDS = 3
 LEAST_KNOWN = 0.01  # of the candidates: what a source says of fewer is not learned from
 NOT_LEARNED = (QUERY, SAID, QUERY_WORDS, FRIENDS, TRENDING, FRESH)  # what the log of the past does not hold
 STEPS = (0.0, 0.06, 0.12, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # of a weight
@@ -76,63 +56,6 @@ TREES: dict[str, Any] = {
 ROUNDS = 150
 STEP_DECAYS = (STEP_DECAY, 0.85, 0.95)
 SAMPLE = 2_000  # people by whom the decay is chosen
-
-Floats = NDArray[np.float64]
-Weights = NDArray[np.float32]
-
-
-class _AskedAt(SystemClock):
-    """A clock that stands at the time from which on events are held out."""
-
-    def __init__(self, now_s: float) -> None:
-        self._now_s = now_s
-
-    def now_s(self) -> float:
-        return self._now_s
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """A person as they were, and the keys of what they went on to like."""
-
-    user: int
-    profile: Profile
-    targets: Keys
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lists:
-    """The candidates of n people, one list each, filled up with rows of zeros.
-
-    scores: [n, KEPT, len(SOURCES)] float32. there, relevant: [n, KEPT] bool. best: [n] float64, the DCG of a list that
-    has everything that was liked in front. fold: [n] in ``range(FOLDS)``, by the hash of the person.
-    """
-
-    scores: NDArray[np.float32]
-    there: NDArray[np.bool_]
-    relevant: NDArray[np.bool_]
-    best: Floats
-    fold: NDArray[np.intp]
-
-    @classmethod
-    def empty(cls, n: int) -> "Lists":
-        shape = (n, KEPT)
-        scores, there = np.zeros((*shape, len(SOURCES)), np.float32), np.zeros(shape, np.bool_)
-        return cls(scores, there, there.copy(), np.ones(n), np.zeros(n, np.intp))
-
-    def __len__(self) -> int:
-        return len(self.best)
-
-    def found(self) -> "Lists":
-        """Those with a candidate that was liked."""
-        return self.take(np.flatnonzero(self.relevant.any(axis=1)))
-
-    def take(self, rows: NDArray[Any]) -> "Lists":
-        return Lists(*(getattr(self, name)[rows] for name in self.__slots__))
-
-    def weighed(self, weights: Weights) -> NDArray[np.float32]:
-        """[n, KEPT] float32, minus infinity where there is no candidate."""
-        return np.where(self.there, self.scores @ weights, np.float32(-np.inf))
 
 
 def learn(plan: BuildPlan) -> LearnedRanking | None:
@@ -159,96 +82,6 @@ def save(learned: LearnedRanking | None, plan: BuildPlan) -> dict[str, Any]:
         return {}
     learned.save(plan.snapshot)
     return dict(learned.report)
-
-
-def lists_of(plan: BuildPlan, asked: Sequence[Question], step_decay: float) -> Lists:
-    """The candidates of each person, by the path that serves over the finished snapshot of a plan."""
-    return asyncio.run(_ask(_recommender(plan, step_decay), asked))
-
-
-def _recommender(plan: BuildPlan, step_decay: float) -> Recommender:
-    assert plan.held_out is not None  # noqa: S101  # see BuildPlan.without
-    catalogue = Catalogue(plan.snapshot)
-    shards = [Shard(number, files) for number, files in enumerate(catalogue.shards)]
-    k, lookup = ServeSettings().candidates_per_source, Lookup(catalogue, NothingLive())
-    ranker, clock = LocalRanker(RankingSettings()), _AskedAt(plan.held_out.now_s)
-    settings = _profile_settings(plan).model_copy(update={"step_decay": step_decay})
-    return Recommender(lookup, _no_text, LocalRecall(shards), ranker, settings, k, clock)
-
-
-def _profile_settings(plan: BuildPlan) -> ProfileSettings:
-    return ProfileSettings(event_weights=plan.settings.behaviour.event_weights)
-
-
-async def _no_text(text: str, role: Role) -> Vectors:
-    raise Unavailable("nobody asks by text here")
-
-
-def questions(plan: BuildPlan) -> list[Question]:
-    """Those people of the log who liked something that is held out, as they were before.
-
-    They depend on the events and on which items the finished snapshot of the plan holds, not on what is fitted.
-    """
-    catalogue, settings = Catalogue(plan.snapshot), _profile_settings(plan)
-    tables = (log.read_part(plan, part) for part in range(plan.n_shards))
-    return [
-        question
-        for table in tables
-        if table is not None
-        for question in _questions_of(plan, table, catalogue, settings)
-    ]
-
-
-def _questions_of(
-    plan: BuildPlan, table: pa.Table, catalogue: Catalogue, settings: ProfileSettings
-) -> Iterator[Question]:
-    assert plan.held_out is not None  # noqa: S101  # see BuildPlan.without
-    users, times_s, liked = (table["user"].to_numpy(), table["timestamp_s"].to_numpy(), table["weight"].to_numpy() > 0)
-    held = plan.held_out.rows(users, times_s, liked)
-    asked = np.unique(users[held & liked & plan.held_out.chosen(users)])
-    order = np.lexsort((times_s, users))
-    starts, ends = (np.searchsorted(users[order], asked, side) for side in ("left", "right"))
-    for user, start, end in zip(asked.tolist(), starts, ends, strict=True):
-        rows = order[start:end]
-        events = _events(table.take(rows[~held[rows]]), catalogue)
-        wanted = rows[held[rows] & liked[rows]]
-        targets = np.setdiff1d(table["item"].to_numpy()[wanted], table["item"].to_numpy()[rows[~held[rows]]])
-        if len(targets):
-            yield Question(user, fold("", events, settings), targets)
-
-
-def _events(table: pa.Table, catalogue: Catalogue) -> list[Event]:
-    """The events of one person about items of the catalogue."""
-    ids = catalogue.ids_of(table["item"].to_numpy())
-    columns = (table[name].to_pylist() for name in ("kind", "timestamp_s", "value"))
-    rows = zip(ids, *columns, strict=True)
-    return [
-        Event(f"{at:09d}", kind, "", item_id, time_s, value)
-        for at, (item_id, kind, time_s, value) in enumerate(rows)
-        if item_id is not None
-    ]
-
-
-async def _ask(recommender: Recommender, asked: Sequence[Question]) -> Lists:
-    rows = [await _one(recommender, question) for question in asked]
-    lists = Lists.empty(len(rows))
-    for at, row in enumerate(rows):
-        for name, values in row.items():
-            getattr(lists, name)[at] = values
-    return lists
-
-
-async def _one(recommender: Recommender, question: Question) -> dict[str, Any]:
-    """A row of ``Lists``."""
-    found = await recommender.candidates(Request(limit=1), question.profile)
-    kept = np.argsort(-(found.scores @ _DEFAULTS), kind="stable")[:KEPT]
-    scores = np.zeros((KEPT, len(SOURCES)), np.float32)
-    scores[: len(kept)] = found.scores[kept]
-    relevant = np.zeros(KEPT, np.bool_)
-    relevant[: len(kept)] = np.isin(found.key[kept], question.targets)
-    best = float(_discounts(np.arange(1, min(K, len(question.targets)) + 1)).sum())
-    there = np.arange(KEPT) < len(kept)
-    return {"scores": scores, "there": there, "relevant": relevant, "best": best, "fold": question.user % FOLDS}
 
 
 def fit(lists: Lists, settings: RankingSettings) -> LearnedRanking | None:
@@ -281,7 +114,7 @@ _NAMES = ("settings", "weights", "weights and trees")
 def _steps(lists: Lists, settings: RankingSettings) -> list[LearnedRanking]:
     """What the settings say, then what is learned by each step, as far as there is enough to learn from."""
     found = lists.found()
-    weights = search(found, _defaults(settings))
+    weights = search(found, weights_of(settings))
     steps = [LearnedRanking(weights={}), _of_weights(weights, found)]
     if len(found) < LEAST_LISTS_FOR_TREES or _why_no_trees() is not None:
         return steps
@@ -298,11 +131,7 @@ def _why_no_trees() -> str | None:
     return None
 
 
-def _defaults(settings: RankingSettings) -> Weights:
-    return np.array([getattr(settings, name) for name in SOURCES], dtype=np.float32)
-
-
-_DEFAULTS = _defaults(RankingSettings())
+_DEFAULTS = weights_of(RankingSettings())
 
 
 def _of_weights(weights: Weights, lists: Lists) -> LearnedRanking:
@@ -376,13 +205,8 @@ def ndcg(lists: Lists, scores: NDArray[np.float32]) -> Floats:
     """[n] float64: NDCG@10 of each list by these scores, [n, KEPT]; ties go against what was liked."""
     people, places = np.nonzero(lists.relevant)
     ranks = np.count_nonzero(scores[people] >= scores[people, places][:, None], axis=1)
-    gains = np.where(ranks <= K, _discounts(ranks), 0.0)
+    gains = np.where(ranks <= K, discounts(ranks), 0.0)
     return np.bincount(people, gains, minlength=len(lists)) / np.maximum(lists.best, 1e-9)
-
-
-def _discounts(ranks: NDArray[Any]) -> Floats:
-    discounts: Floats = 1 / np.log2(1 + np.maximum(ranks, 1))
-    return discounts
 
 
 def _report(lists: Lists, judged: Mapping[str, Floats], chosen: str) -> dict[str, Any]:

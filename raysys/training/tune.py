@@ -21,7 +21,7 @@ from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings, RankingSettings
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import ConfigError
-from raysys.training import behaviour, learn, local, log
+from raysys.training import asked, behaviour, learn, local, log
 from raysys.training.held_out import HeldOut
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
@@ -210,7 +210,7 @@ class _Fits:
         self._plan, self._held_out, self._identity, self._report = plan, held_out, identity, report
         self._n_judged = 0
         self._made: dict[tuple[str, Any], Path] = {}  # a fit and the values that made it -> where it is
-        self._asked: list[learn.Question] = []
+        self._asked: list[asked.Question] = []
         self._step_decay = 0.0
 
     def start(self) -> dict[str, float]:
@@ -235,9 +235,9 @@ class _Fits:
         """[n] float64: NDCG@10 of each person, by the best ranking that is learned from others over these fits."""
         plan = self._fitted(values)
         if not self._asked:
-            self._asked = learn.questions(plan)
+            self._asked = asked.questions(plan)
             self._step_decay = learn.best_decay(plan, self._asked)
-        lists = learn.lists_of(plan, self._asked, self._step_decay)
+        lists = asked.lists_of(plan, self._asked, self._step_decay)
         shutil.rmtree(plan.snapshot)
         judged = learn.judge(lists, RankingSettings())
         if not judged:

@@ -15,12 +15,13 @@ from raysys.errors import SnapshotError
 from raysys.ranking.learned import FILE, LearnedRanker, LearnedRanking, open_ranker
 from raysys.ranking.linear import LinearRanker
 from raysys.ranking.trees import MOST_LEAVES, Trees
-from raysys.training import learn
+from raysys.training import asked, learn
+from raysys.training.asked import KEPT, Lists, weights_of
 from raysys.training.held_out import HeldOut
-from raysys.training.learn import KEPT, Lists, fit, ndcg, search
+from raysys.training.learn import fit, ndcg, search
 from raysys.types import FRIENDS, POPULAR, PROFILE, QUERY, RIDGE, SOURCES, TRANSITION
 
-DEFAULTS = learn._defaults(RankingSettings())
+DEFAULTS = weights_of(RankingSettings())
 LEAF: dict[str, Any] = {"value": 1.0}
 
 
@@ -113,7 +114,7 @@ def some_lists(n: int, seed: int = 0, useful: int = TRANSITION) -> Lists:
         lists.scores[:, :50, column] = rng.random((n, 50)) * 0.05
     noisy = lists.scores[:, :50, useful] + rng.random((n, 50)) * 0.01
     lists.relevant[np.arange(n), noisy.argmax(axis=1)] = True
-    lists.fold[:] = np.arange(n) % learn.FOLDS
+    lists.fold[:] = np.arange(n) % asked.FOLDS
     return lists
 
 
@@ -121,7 +122,7 @@ def slow_ndcg(lists: Lists, scores: np.ndarray) -> list[float]:
     found = []
     for liked, of_list, best in zip(lists.relevant, scores, lists.best, strict=True):
         ranks = [sum(of_list >= of_list[at]) for at in np.flatnonzero(liked)]
-        found.append(sum(1 / np.log2(1 + rank) for rank in ranks if rank <= learn.K) / best)
+        found.append(sum(1 / np.log2(1 + rank) for rank in ranks if rank <= asked.K) / best)
     return found
 
 

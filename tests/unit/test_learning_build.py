@@ -22,11 +22,12 @@ from raysys.lookup import Lookup, NothingLive
 from raysys.profile.fold import fold
 from raysys.ranking.learned import FILE, LearnedRanking
 from raysys.recommender import Recommender
-from raysys.training import behaviour, learn, log
+from raysys.training import asked, behaviour, learn, local, log
 from raysys.training.finish import REPORT
 from raysys.training.held_out import HeldOut
 from raysys.training.local import build_here
 from raysys.training.plan import BuildPlan, planned
+from raysys.training.report import Report
 from raysys.types import SOURCES, Event, Request
 
 N_ITEMS, N_USERS, N_TOPICS = 150, 260, 6
@@ -63,11 +64,10 @@ def span(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def plan(span: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuildPlan]:
-    """Of a build whose events are staged."""
+    """Of a build that has fitted nothing yet."""
     settings = settings_of(tmp_path_factory.mktemp("plan"), span)
     with planned(settings, NOW_S) as plan:
-        for number in range(len(plan.inputs.events)):
-            behaviour.stage_events(plan, number)
+        local.stage(plan, Report(FixedClock()))
         yield plan
 
 
@@ -136,20 +136,26 @@ def test_few_people_or_none_wanted_hold_nothing_out(plan: BuildPlan) -> None:
         assert log.hold_out(unwilling, NOW_S) is None
 
 
-def test_people_are_asked_as_they_were_for_what_they_did_next(plan: BuildPlan, span: str, snapshot: Path) -> None:
+def test_people_are_asked_as_they_were_for_what_they_did_next(plan: BuildPlan) -> None:
     held_out = log.hold_out(plan, NOW_S)
     assert held_out is not None
-    catalogue = Catalogue(snapshot)
-    asked = list(learn._questions(plan.without(held_out), catalogue, ProfileSettings()))
-    assert len(asked) >= log.LEAST_PEOPLE
+    earlier = plan.without(held_out, "asked")
+    local.count(earlier, held_out.now_s)
+    local.complete(earlier, HashEncoder(DIM).identity, Report(FixedClock()))
+    questions = asked.questions(earlier)
+    assert len(questions) >= log.LEAST_PEOPLE
     ids = {int(key): item_id for item_id in (f"item-{n}" for n in range(N_ITEMS)) for key in item_keys([item_id])}
     events = events_of(plan)
-    for question in asked[:20]:
+    for question in questions[:20]:
         mine = [(ids[item], time) for user, item, time in events if user == question.user]
         before = {item for item, time in mine if not _is_held(held_out, time, [t for _, t in mine])}
         after = {item for item, _ in mine} - before
         assert {i.item_id for i in question.profile.interactions} == before
         assert {ids[int(key)] for key in question.targets} == after
+    lists = asked.lists_of(earlier, questions[:50], 0.7)
+    assert len(lists) == 50
+    assert (lists.relevant <= lists.there).all()
+    assert lists.relevant.any()
 
 
 def _is_held(held_out: HeldOut, time_s: float, times_s: list[float]) -> bool:
