@@ -341,8 +341,8 @@ class RankingSettings(Settings):
     transition: float = 0.6
     ridge: float = 1.0
     factors: float = 0.015
-    sequence: float = 0.1
     friends: float = 0.2
+    sequence: float = 0.05
     trending: float = 0.05
     fresh: float = 0.02
     popular: float = 0.002
