@@ -50,7 +50,9 @@ def test_the_training_job_publishes_a_sequence_model(service: LocalService, tmp_
     lines = list(service.submit(write_settings(raw, tmp_path / "train.yaml"), job="jobs/train.py"))
     store = SnapshotStore(raw["index"]["root"])
     manifest = store.manifest(store.current_id())
-    assert [line for line in lines if line.startswith("sequence model over 4")]
+    said = [line for line in lines if line.startswith("sequence model over ")]
+    assert len(said) == 1, lines
+    assert said[0].endswith("of 3 epochs")
     assert {"shard-00000/spaces/sequence.npy", "shard-00001/spaces/sequence.npy"} <= set(manifest.files)
     model = Catalogue(store.folder(manifest.snapshot_id)).models[SEQUENCE]
     assert isinstance(model, SequenceEncoder)
