@@ -77,9 +77,9 @@ def best_decay(plan: BuildPlan, asked: Sequence[Question]) -> float:
 
 
 def save(learned: LearnedRanking | None, plan: BuildPlan) -> dict[str, Any]:
-    """Put it into the snapshot of the plan. Returns the report on it; empty where nothing was learned."""
+    """Put it into the snapshot of the plan. Returns the report on it: ``why_not`` alone where nothing was learned."""
     if learned is None:
-        return {}
+        return {"why_not": f"fewer than {LEAST_LISTS} people went on to like something that recall found for them"}
     learned.save(plan.snapshot)
     return dict(learned.report)
 

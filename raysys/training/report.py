@@ -97,7 +97,9 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
 
 
 def _ranking(learned: Mapping[str, Any]) -> Iterable[str]:
-    if learned:
+    if "why_not" in learned:
+        yield f"ranking by the settings, nothing was learned: {learned['why_not']}"
+    elif learned:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in learned["ndcg@10"].items())
         yield (
             f"ranking by {learned['chosen']}: NDCG@10 of {figures}; "

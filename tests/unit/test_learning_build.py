@@ -27,7 +27,7 @@ from raysys.training.finish import REPORT
 from raysys.training.held_out import HeldOut
 from raysys.training.local import build_here
 from raysys.training.plan import BuildPlan, planned
-from raysys.training.report import Report
+from raysys.training.report import Report, readable
 from raysys.types import SOURCES, Event, Request
 
 N_ITEMS, N_USERS, N_TOPICS = 150, 260, 6
@@ -191,3 +191,14 @@ async def test_served_by_settings_or_as_learned(snapshot: Path) -> None:
         assert [int(item_keys([item.item_id])[0]) for item in answer.items] == best
     given = Recommender(lookup, encode, recall, ranker, ProfileSettings(step_decay=0.5), 40, FixedClock())
     assert given.settings.step_decay == 0.5
+
+
+def test_a_build_that_learns_nothing_says_why(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "times")
+    with planned(settings, NOW_S) as plan:
+        report = Report(FixedClock())
+        report.learned = learn.save(None, plan)
+        said = [line for line in readable(report.as_dict(), 1, None) if line.startswith("ranking by the settings")]
+    assert len(said) == 1
+    assert "fewer than 100 people" in said[0]
+    assert not (plan.snapshot / FILE).exists()
