@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from raysys.config import ProfileSettings, RankingSettings, Settings
 from raysys.errors import SnapshotError
-from raysys.ranking.linear import LinearRanker
+from raysys.ranking.linear import LinearRanker, weights_of
 from raysys.ranking.trees import Trees
 from raysys.types import SOURCES
 
@@ -64,8 +64,7 @@ class LearnedRanker:
     """Scores candidates by a learned ranking, each for itself."""
 
     def __init__(self, learned: LearnedRanking, settings: RankingSettings) -> None:
-        given = [0.0 if name in learned.weights else getattr(settings, name) for name in SOURCES]
-        self._given = np.array(given, dtype=np.float32)
+        self._given = np.where([name in learned.weights for name in SOURCES], np.float32(0), weights_of(settings))
         self._weights = np.array([learned.weights.get(name, 0.0) for name in SOURCES], dtype=np.float32)
         self._columns = np.array([SOURCES.index(name) for name in learned.columns], dtype=np.intp)
         self._trees, self._gain, self._floor = Trees.of(learned.trees), learned.gain, learned.floor

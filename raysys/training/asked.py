@@ -17,11 +17,11 @@ from raysys.clock import SystemClock
 from raysys.config import ProfileSettings, RankingSettings, ServeSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Unavailable
-from raysys.in_process import LocalRanker, LocalRecall
+from raysys.in_process import LocalRanker, LocalRecall, open_shards
 from raysys.index.catalogue import Catalogue
 from raysys.lookup import Lookup, NothingLive
 from raysys.profile.fold import fold
-from raysys.recall.shard import Shard
+from raysys.ranking.linear import weights_of
 from raysys.recommender import Recommender
 from raysys.training import log
 from raysys.training.plan import BuildPlan
@@ -33,11 +33,6 @@ FOLDS = 3
 
 Floats = NDArray[np.float64]
 Weights = NDArray[np.float32]
-
-
-def weights_of(settings: RankingSettings) -> Weights:
-    """The weights of the settings, in the order of ``SOURCES``."""
-    return np.array([getattr(settings, name) for name in SOURCES], dtype=np.float32)
 
 
 _DEFAULTS = weights_of(RankingSettings())
@@ -95,11 +90,10 @@ def lists_of(plan: BuildPlan, asked: Sequence[Question], step_decay: float) -> L
 def _recommender(plan: BuildPlan, step_decay: float) -> Recommender:
     assert plan.held_out is not None  # noqa: S101  # see BuildPlan.without
     catalogue = Catalogue(plan.snapshot)
-    shards = [Shard(number, files) for number, files in enumerate(catalogue.shards)]
     k, lookup = ServeSettings().candidates_per_source, Lookup(catalogue, NothingLive())
     ranker, clock = LocalRanker(RankingSettings()), _AskedAt(plan.held_out.now_s)
     settings = _profile_settings(plan).model_copy(update={"step_decay": step_decay})
-    return Recommender(lookup, _no_text, LocalRecall(shards), ranker, settings, k, clock)
+    return Recommender(lookup, _no_text, LocalRecall(open_shards(plan.snapshot)), ranker, settings, k, clock)
 
 
 def _profile_settings(plan: BuildPlan) -> ProfileSettings:

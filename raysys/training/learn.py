@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from raysys.config import STEP_DECAY, RankingSettings
 from raysys.ranking.learned import LearnedRanker, LearnedRanking
-from raysys.training.asked import FOLDS, Floats, K, Lists, Question, Weights, discounts, lists_of, questions, weights_of
+from raysys.ranking.linear import weights_of
+from raysys.training.asked import FOLDS, Floats, K, Lists, Question, Weights, discounts, lists_of, questions
 from raysys.training.plan import BuildPlan
 from raysys.types import (
     FRESH,

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from raysys.config import RankingSettings
 from raysys.errors import SnapshotError
 from raysys.ranking.learned import FILE, LearnedRanker, LearnedRanking, open_ranker
-from raysys.ranking.linear import LinearRanker
+from raysys.ranking.linear import LinearRanker, weights_of
 from raysys.ranking.trees import MOST_LEAVES, Trees
 from raysys.training import asked, learn
-from raysys.training.asked import KEPT, Lists, weights_of
+from raysys.training.asked import KEPT, Lists
 from raysys.training.held_out import HeldOut
 from raysys.training.learn import fit, ndcg, search
 from raysys.types import FRIENDS, POPULAR, PROFILE, QUERY, RIDGE, SOURCES, TRANSITION

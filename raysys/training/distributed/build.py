@@ -86,7 +86,7 @@ class _Build:
             self._report.add(factor_blocks.counts(self._plan))
         for fit in fits:
             self._fit_sequence(fit.plan, identity)
-        finished = self._finish(self._plan, identity)
+        finished = self._finish(identity)
         if held_out is not None:
             self._learn(fits[1].plan, identity)
         with self._report.stage("publish"):
@@ -197,11 +197,9 @@ class _Build:
             self._report.add(counts | progress.counts())
         self._say(f"sequence model: {progress.epochs} epochs, the best {progress.best + 1}")
 
-    def _finish(self, plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
+    def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
-            finished: list[tuple[ShardRecord, Moments]] = ray.get(
-                [_finish.remote(plan, n, identity) for n in range(plan.n_shards)]
-            )
+            finished = _finished(self._plan, identity)
         self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s, _ in finished))
         return finished
 
@@ -209,8 +207,16 @@ class _Build:
         """The ranking, from a snapshot of the same items that is fitted without what is held out."""
         self._say("learning the ranking from what people did last; some 5 s a thousand of them")
         with self._report.stage("learn to rank"):
-            finished = ray.get([_finish.remote(earlier, n, identity) for n in range(earlier.n_shards)])
+            finished = _finished(earlier, identity)
             self._report.learned = ray.get(_learn.remote(self._plan, earlier, identity, finished))
+
+
+def _finished(plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
+    """One task a shard, side by side."""
+    finished: list[tuple[ShardRecord, Moments]] = ray.get(
+        [_finish.remote(plan, n, identity) for n in range(plan.n_shards)]
+    )
+    return finished
 
 
 _ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
