@@ -4,13 +4,14 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import uvicorn
@@ -37,7 +38,7 @@ from raysys.recommender import Encode, Ranker, Recall, Recommender
 from raysys.serving.front import Front
 from raysys.serving.local_stages import HostedRecall, ThreadEncoder
 from raysys.training.local import build_here
-from raysys.types import Event, Profile
+from raysys.types import Event, Profile, RecallQuery
 
 DAY_S = 86_400.0
 NOW_S = START_S + 30 * DAY_S
@@ -156,6 +157,22 @@ class Shop:
     def profile(self, user: int) -> Profile:
         """What this user of the world did."""
         return self._profiles[f"u:user-{user}"]
+
+
+def plain_query(**changes: Any) -> RecallQuery:
+    """What a stranger who says nothing asks of a shard, but for these fields."""
+    nothing = RecallQuery(
+        query=None,
+        profile=None,
+        said=None,
+        history_keys=np.empty(0, np.uint64),
+        history_weights=np.empty(0, np.float32),
+        exclude_keys=np.empty(0, np.uint64),
+        filter=None,
+        now_s=NOW_S,
+        k=K,
+    )
+    return replace(nothing, **changes)
 
 
 def recommender(

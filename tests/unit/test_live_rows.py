@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import DAY_S, DIM, NOW_S, FixedClock, Shop
+from support import DAY_S, DIM, NOW_S, FixedClock, Shop, plain_query
 
 from raysys.config import CatalogSettings
 from raysys.data.item_text import parse_template, render
@@ -162,18 +162,7 @@ def apply(shards: Sequence[Shard], items: Sequence[LiveItem]) -> int:
 
 
 def plain(**changes: Any) -> RecallQuery:
-    nothing = RecallQuery(
-        query=None,
-        profile=None,
-        said=None,
-        history_keys=np.empty(0, np.uint64),
-        history_weights=np.empty(0, np.float32),
-        exclude_keys=np.empty(0, np.uint64),
-        filter=None,
-        now_s=NOW_S,
-        k=20,
-    )
-    return replace(nothing, **changes)
+    return plain_query(**{"k": 20} | changes)
 
 
 def ask(shards: Sequence[Shard], query: RecallQuery) -> Candidates:

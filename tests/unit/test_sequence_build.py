@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import DIM, NOW_S, Shop, recommender
+from support import DIM, NOW_S, Shop, plain_query, recommender
 
 from raysys.config import BuildSettings, EventsSettings, SequenceSettings
 from raysys.encoder.build import build_encoder
@@ -70,18 +70,7 @@ def test_met_items_have_drifted_and_the_others_are_their_text(shop: Shop, built:
 
 
 def looking_at(person: np.ndarray) -> RecallQuery:
-    return RecallQuery(
-        query=None,
-        profile=None,
-        said=None,
-        history_keys=np.empty(0, np.uint64),
-        history_weights=np.empty(0, np.float32),
-        exclude_keys=np.empty(0, np.uint64),
-        filter=None,
-        now_s=NOW_S,
-        k=5,
-        placed={SEQUENCE: person},
-    )
+    return plain_query(k=5, placed={SEQUENCE: person})
 
 
 def test_a_new_item_scores_by_its_text_and_a_changed_one_as_before(built: tuple[Manifest, Path]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
-from support import DIM, NOW_S, FixedClock, Shop
+from support import DIM, NOW_S, FixedClock, Shop, plain_query
 
 from raysys.encoder.hashing import HashEncoder
 from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotNotLoaded, Unavailable, UnknownField
@@ -23,19 +23,9 @@ from raysys.serving import shard_host
 from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.state.sqlite import SqliteState
 from raysys.training.local import build_here
-from raysys.types import FRESH, TRENDING, Candidates, Event, ItemDraft, RecallQuery
+from raysys.types import FRESH, TRENDING, Candidates, Event, ItemDraft
 
-QUERY = RecallQuery(
-    query=HashEncoder(DIM).encode(["bababa"], "query")[0],
-    profile=None,
-    said=None,
-    history_keys=np.empty(0, np.uint64),
-    history_weights=np.empty(0, np.float32),
-    exclude_keys=np.empty(0, np.uint64),
-    filter=None,
-    now_s=NOW_S,
-    k=5,
-)
+QUERY = plain_query(query=HashEncoder(DIM).encode(["bababa"], "query")[0], k=5)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,21 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pytest
-from support import DAY_S, DIM, EXPIRED, FITTED, FUTURE, HIDDEN, N_ITEMS, NOW_S, ODD, SILENT, SPACE_DIM, K, Shop
+from support import (
+    DAY_S,
+    DIM,
+    EXPIRED,
+    FITTED,
+    FUTURE,
+    HIDDEN,
+    N_ITEMS,
+    NOW_S,
+    ODD,
+    SILENT,
+    SPACE_DIM,
+    Shop,
+    plain_query,
+)
 
 from raysys.encoder.hashing import HashEncoder
 from raysys.errors import InvalidInput, UnknownField
@@ -181,21 +195,6 @@ def shards(shop: Shop, request: pytest.FixtureRequest) -> list[Shard]:
     return open_shards(shop.snapshot(request.param))
 
 
-def plain(**changes) -> RecallQuery:
-    nothing = RecallQuery(
-        query=None,
-        profile=None,
-        said=None,
-        history_keys=np.empty(0, np.uint64),
-        history_weights=np.empty(0, np.float32),
-        exclude_keys=np.empty(0, np.uint64),
-        filter=None,
-        now_s=NOW_S,
-        k=K,
-    )
-    return replace(nothing, **changes)
-
-
 def vector(text: str) -> np.ndarray:
     return HashEncoder(DIM).encode([text], "query")[0]
 
@@ -206,7 +205,7 @@ def random_query(shop: Shop, seed: int, **changes) -> RecallQuery:
     profile = shop.profile(int(random.integers(len(shop.world.user_topics))))
     items = [interaction.item_id for interaction in profile.interactions]
     tastes = random.normal(size=(1 + seed % 3, DIM)).astype(np.float32)
-    return plain(
+    return plain_query(
         query=vector(shop.world.items["title"][int(random.integers(N_ITEMS))].as_py()),
         profile=tastes / np.linalg.norm(tastes, axis=1, keepdims=True),
         said=np.stack([vector("bababa"), vector("quasar zeppelin")]) if seed % 2 else None,
@@ -268,7 +267,7 @@ def test_filtered_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Sh
 @pytest.mark.parametrize("part", ["query", "profile", "history", "friends", "nothing"])
 def test_each_source_alone_equals_brute_force(shop: Shop, oracle: Oracle, shards: list[Shard], part: str) -> None:
     full = random_query(shop, 4)
-    query = plain(
+    query = plain_query(
         friends=full.friends if part == "friends" else None,
         query=full.query if part == "query" else None,
         profile=full.profile if part == "profile" else None,
@@ -280,7 +279,7 @@ def test_each_source_alone_equals_brute_force(shop: Shop, oracle: Oracle, shards
 
 
 def test_k_beyond_the_catalogue_gives_all_that_may_be_seen(oracle: Oracle, shards: list[Shard]) -> None:
-    query = plain(query=vector("bababa"), k=10_000)
+    query = plain_query(query=vector("bababa"), k=10_000)
     found = as_found(ask(shards, query))
     assert_same(found, oracle.recall(query))
     assert len(found) == N_ITEMS + 2  # the odd and the silent one; hidden, expired and future ones never
@@ -289,7 +288,7 @@ def test_k_beyond_the_catalogue_gives_all_that_may_be_seen(oracle: Oracle, shard
 
 def test_batch_equals_single(shop: Shop, shards: list[Shard]) -> None:
     filters = [None, *(parse(raw) for raw, _ in FILTERS)]
-    queries = [random_query(shop, seed, filter=filters[seed % len(filters)]) for seed in range(18)] + [plain()]
+    queries = [random_query(shop, seed, filter=filters[seed % len(filters)]) for seed in range(18)] + [plain_query()]
     for shard in shards:
         for query, batched in zip(queries, shard.recall(queries), strict=True):
             assert_same(as_found(batched), as_found(shard.recall([query])[0]))
@@ -298,7 +297,7 @@ def test_batch_equals_single(shop: Shop, shards: list[Shard]) -> None:
 def test_hidden_expired_and_future_items_never_come(shop: Shop, shards: list[Shard]) -> None:
     title = shop.world.items["title"][0].as_py()
     never = {item_key(item_id) for item_id in (HIDDEN, EXPIRED, FUTURE)}
-    query = plain(query=vector(title), history_keys=item_keys(["item-0"]), history_weights=np.ones(1, np.float32))
+    query = plain_query(query=vector(title), history_keys=item_keys(["item-0"]), history_weights=np.ones(1, np.float32))
     assert not never & as_found(ask(shards, query)).keys()
     only = replace(query, only=item_keys([HIDDEN, EXPIRED, FUTURE, "item-0"]))
     assert concatenate([shard.recall([only])[0] for shard in shards]).key.tolist() == [item_key("item-0")]
@@ -306,7 +305,7 @@ def test_hidden_expired_and_future_items_never_come(shop: Shop, shards: list[Sha
 
 def test_time_opens_and_closes_items(shop: Shop, shards: list[Shard]) -> None:
     def seen_at(now_s: float) -> set[int]:
-        query = plain(query=vector(shop.world.items["title"][0].as_py()), now_s=now_s, k=10_000)
+        query = plain_query(query=vector(shop.world.items["title"][0].as_py()), now_s=now_s, k=10_000)
         return {item_key(EXPIRED), item_key(FUTURE)} & as_found(ask(shards, query)).keys()
 
     assert seen_at(NOW_S - DAY_S - 1e-3) == {item_key(EXPIRED)}
@@ -326,7 +325,7 @@ def test_only_scores_the_wanted_items_as_a_search_would(shop: Shop, oracle: Orac
 
 
 def test_a_zero_query_finds_nothing_near(shards: list[Shard]) -> None:
-    found = as_found(ask(shards, plain(query=np.zeros(DIM, np.float32), k=5)))
+    found = as_found(ask(shards, plain_query(query=np.zeros(DIM, np.float32), k=5)))
     assert len(found) == 5
     assert {bits for _, bits in found.values()} == {1 << POPULAR}
 
@@ -341,19 +340,19 @@ def test_rows_and_shards_lead_back_to_the_items(shop: Shop, shards: list[Shard])
 
 
 def test_everything_excluded_leaves_nothing(shop: Shop, oracle: Oracle, shards: list[Shard]) -> None:
-    query = plain(query=vector("bababa"), exclude_keys=np.array(oracle.keys))
+    query = plain_query(query=vector("bababa"), exclude_keys=np.array(oracle.keys))
     assert len(ask(shards, query)) == 0
 
 
 def test_a_filter_on_a_field_that_is_not_there_is_refused(shards: list[Shard]) -> None:
-    unknown = plain(filter=parse({"must": [{"field": "colour", "match": "red"}]}))
+    unknown = plain_query(filter=parse({"must": [{"field": "colour", "match": "red"}]}))
     with pytest.raises(UnknownField, match="colour"):
         ask(shards, unknown)
 
 
 def test_a_query_vector_of_another_size_is_refused(shards: list[Shard]) -> None:
     with pytest.raises(InvalidInput, match=str(DIM)):
-        ask(shards, plain(query=np.ones(DIM + 1, np.float32)))
+        ask(shards, plain_query(query=np.ones(DIM + 1, np.float32)))
 
 
 @pytest.mark.parametrize("n_shards", N_SHARDS[1:])
@@ -425,7 +424,7 @@ def test_changed_shards_count_what_they_serve(
 
 def test_a_batch_of_changed_shards_equals_single(shop: Shop, changed_shards: list[Shard]) -> None:
     filters = [None, *(parse(raw) for raw, _ in FILTERS)]
-    queries = [random_query(shop, seed, filter=filters[seed % len(filters)]) for seed in range(18)] + [plain()]
+    queries = [random_query(shop, seed, filter=filters[seed % len(filters)]) for seed in range(18)] + [plain_query()]
     for shard in changed_shards:
         for query, batched in zip(queries, shard.recall(queries), strict=True):
             assert_same(as_found(batched), as_found(shard.recall([query])[0]))
@@ -514,7 +513,7 @@ def test_a_quarter_comes_of_each_and_popularity_fills_the_rest_as_time_goes_on(
     shards = served(dated, n_shards, busy[1], busy[2])
     for later_s in (0, 0.6, 1, 5_000, DAY_S / 2):
         for k in (1, 10, 11, 40, 120, 1_000):
-            query = plain(k=k, now_s=NOW_S + later_s)
+            query = plain_query(k=k, now_s=NOW_S + later_s)
             assert_same(as_found(ask(shards, query)), busy[0].recall(query))
 
 
@@ -522,7 +521,7 @@ def test_only_scores_trending_and_fresh_items(
     busy: tuple[Oracle, list[LiveItem], list[Acts]], busy_shards: list[Shard]
 ) -> None:
     oracle = busy[0]
-    query = plain(only=np.array(oracle.keys))
+    query = plain_query(only=np.array(oracle.keys))
     found = as_found(concatenate([shard.recall([query])[0] for shard in busy_shards]))
     visible = oracle.visible(query, lambda _: True)
     assert found.keys() == set(oracle.keys[visible].tolist())
@@ -532,7 +531,7 @@ def test_only_scores_trending_and_fresh_items(
 
 
 def shown_by(shards: list[Shard], source: int, **parts) -> set[int]:
-    return {key for key, (_, bits) in as_found(ask(shards, plain(**parts))).items() if bits >> source & 1}
+    return {key for key, (_, bits) in as_found(ask(shards, plain_query(**parts))).items() if bits >> source & 1}
 
 
 def live_item(sequence: int, item_id: str, fields: dict | None, created_s: float = NOW_S) -> LiveItem:
@@ -574,7 +573,7 @@ def test_a_new_item_is_fresh_for_two_weeks_and_an_edited_one_is_not(shop: Shop, 
     ]
     shards = served(shop, n_shards, changes, [])
     assert shown_by(shards, FRESH) == {item_key("new-1"), item_key("new-4")}
-    scores = as_found(ask(shards, plain()))
+    scores = as_found(ask(shards, plain_query()))
     assert [scores[item_key(item_id)][0][FRESH] for item_id in ("new-1", "new-4")] == [1.0, 0.5]
     assert shown_by(shards, FRESH, exclude_keys=item_keys(["new-1"])) == {item_key("new-4")}
     assert shown_by(shards, FRESH, now_s=NOW_S + 11 * DAY_S) == {item_key("new-1"), item_key(FUTURE)}
@@ -586,11 +585,11 @@ def test_a_new_item_is_fresh_for_two_weeks_and_an_edited_one_is_not(shop: Shop, 
 def test_a_snapshots_item_keeps_its_age_when_it_changes(dated: Shop) -> None:
     shards = served(dated, 3, [], [])
     (newest,) = [item for item in Oracle(dated).items if item["item_id"] == "item-26"]
-    before = as_found(ask(shards, plain(only=item_keys(["item-26"]), k=1_000)))[item_key("item-26")][0][FRESH]
+    before = as_found(ask(shards, plain_query(only=item_keys(["item-26"]), k=1_000)))[item_key("item-26")][0][FRESH]
     assert before == pytest.approx(0.5 ** ((NOW_S - newest["available_from"].timestamp() // 1) / (3 * DAY_S)))
     for change in (live_item(1, "item-26", {"title": "a"}), live_item(2, "item-26", None), live_item(3, "item-26", {})):
         shards[shard_of(item_key("item-26"), 3)].apply([change])
-    assert as_found(ask(shards, plain(only=item_keys(["item-26"]))))[item_key("item-26")][0][FRESH] == before
+    assert as_found(ask(shards, plain_query(only=item_keys(["item-26"]))))[item_key("item-26")][0][FRESH] == before
 
 
 def test_two_snapshots_share_what_is_trending(shop: Shop) -> None:
