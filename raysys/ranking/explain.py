@@ -1,7 +1,7 @@
 """What gave an item its score: the part of each source, and of what a person did and wrote.
 
 Nothing here knows how a ranker works, only that it scores row by row. The part of a source is what the score loses
-when the source's column is 0. A share is a part divided by all parts above 0: of what lifts the item, as a source may
+without the source's column. A share is a part divided by all parts above 0: of what lifts the item, as a source may
 also hold it down. What a source gave is then split among the items of the history in proportion to what each of them
 gives to its column.
 """
@@ -24,10 +24,15 @@ _TINY = 1e-9
 
 
 def without_each(scores: Scores) -> Scores:
-    """[n * s, s] float32 from [n, s]: each row s times, without one of its columns at a time."""
+    """[n * s, s] float32 from [n, s]: each row s times, without one of its columns at a time.
+
+    What is left of the column weighs nothing, but is not 0 where it was not: an item that somebody has met must not
+    pass for one that nobody has (``ranking.learned``).
+    """
     n, s = scores.shape
     rows = np.repeat(scores, s, axis=0)
-    rows[np.arange(n * s), np.tile(np.arange(s), n)] = 0
+    at = np.arange(n * s), np.tile(np.arange(s), n)
+    rows[at] = np.sign(rows[at]) * np.finfo(np.float32).tiny
     return rows
 
 

@@ -25,9 +25,12 @@ from raysys.ranking.linear import weights_of
 from raysys.recommender import Recommender
 from raysys.training import log
 from raysys.training.plan import BuildPlan
-from raysys.types import SOURCES, Event, Keys, Profile, Request, Vectors
+from raysys.types import PROFILE, SOURCES, WORDS, Event, Keys, Profile, Request, Vectors
 
-KEPT = 200  # candidates of a list, the best by the weights of the settings
+KEPT = 260  # candidates of a list: the best by the weights of the settings, and
+KEPT_BY_TEXT = 60  # of these the best of the others by their texts alone
+TEXT = (PROFILE, WORDS)  # what the text of an item says about somebody with a history
+PARTS = 5  # of the items, each of which can be taken for new (``training.new_items``)
 K = 10  # of NDCG
 FOLDS = 3
 
@@ -36,6 +39,8 @@ Weights = NDArray[np.float32]
 
 
 _DEFAULTS = weights_of(RankingSettings())
+_DEFAULTS_OF_TEXT = np.where([source in TEXT for source in range(len(SOURCES))], _DEFAULTS, np.float32(0))
+_TEXT_BITS = np.uint16(sum(1 << source for source in TEXT))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,13 +56,16 @@ class Question:
 class Lists:
     """The candidates of n people, one list each, filled up with rows of zeros.
 
-    scores: [n, KEPT, len(SOURCES)] float32. there, relevant: [n, KEPT] bool. best: [n] float64, the DCG of a list that
-    has everything that was liked in front. fold: [n] in ``range(FOLDS)``, by the hash of the person.
+    scores: [n, KEPT, len(SOURCES)] float32. there, relevant, by_text: [n, KEPT] bool; the last, whether it would have
+    been found by its text. part: [n, KEPT] int8 in ``range(PARTS)``, by the hash of the item. best: [n] float64, the
+    DCG of a list that has everything that was liked in front. fold: [n] in ``range(FOLDS)``, by the hash of the person.
     """
 
     scores: NDArray[np.float32]
     there: NDArray[np.bool_]
     relevant: NDArray[np.bool_]
+    by_text: NDArray[np.bool_]
+    part: NDArray[np.int8]
     best: Floats
     fold: NDArray[np.intp]
 
@@ -65,7 +73,8 @@ class Lists:
     def empty(cls, n: int) -> "Lists":
         shape = (n, KEPT)
         scores, there = np.zeros((*shape, len(SOURCES)), np.float32), np.zeros(shape, np.bool_)
-        return cls(scores, there, there.copy(), np.ones(n), np.zeros(n, np.intp))
+        part = np.zeros(shape, np.int8)
+        return cls(scores, there, there.copy(), there.copy(), part, np.ones(n), np.zeros(n, np.intp))
 
     def __len__(self) -> int:
         return len(self.best)
@@ -161,14 +170,34 @@ async def _ask(recommender: Recommender, asked: Sequence[Question]) -> Lists:
 async def _one(recommender: Recommender, question: Question) -> dict[str, Any]:
     """A row of ``Lists``."""
     found = await recommender.candidates(Request(limit=1), question.profile)
-    kept = np.argsort(-(found.scores @ _DEFAULTS), kind="stable")[:KEPT]
-    scores = np.zeros((KEPT, len(SOURCES)), np.float32)
-    scores[: len(kept)] = found.scores[kept]
-    relevant = np.zeros(KEPT, np.bool_)
-    relevant[: len(kept)] = np.isin(found.key[kept], question.targets)
+    by_text = found.found_by & _TEXT_BITS > 0
+    kept = _kept(found.scores, by_text)
     best = float(discounts(np.arange(1, min(K, len(question.targets)) + 1)).sum())
-    there = np.arange(KEPT) < len(kept)
-    return {"scores": scores, "there": there, "relevant": relevant, "best": best, "fold": question.user % FOLDS}
+    row = {
+        "scores": found.scores,
+        "there": np.ones(len(found), np.bool_),
+        "relevant": np.isin(found.key, question.targets),
+        "by_text": by_text,
+        "part": (found.key >> np.uint64(32)) % np.uint64(PARTS),  # the low bits say in which shard an item is
+    }
+    filled = {name: _filled(values[kept]) for name, values in row.items()}
+    return filled | {"best": best, "fold": question.user % FOLDS}
+
+
+def _kept(scores: NDArray[np.float32], by_text: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Rows of the candidates that stay in a list."""
+    order = np.argsort(-(scores @ _DEFAULTS), kind="stable")
+    first, rest = order[: KEPT - KEPT_BY_TEXT], order[KEPT - KEPT_BY_TEXT :]
+    others = rest[by_text[rest]]
+    likest = np.argsort(-(scores[others] @ _DEFAULTS_OF_TEXT), kind="stable")[:KEPT_BY_TEXT]
+    return np.concatenate([first, others[likest]])
+
+
+def _filled(values: NDArray[Any]) -> NDArray[Any]:
+    """[KEPT, ...]: the values, then zeros."""
+    filled = np.zeros((KEPT, *values.shape[1:]), values.dtype)
+    filled[: len(values)] = values
+    return filled
 
 
 class _AskedAt(SystemClock):
@@ -185,3 +214,11 @@ def discounts(ranks: NDArray[Any]) -> Floats:
     """What an item at this rank, from 1, adds to the DCG."""
     discounts: Floats = 1 / np.log2(1 + np.maximum(ranks, 1))
     return discounts
+
+
+def ndcg(lists: Lists, scores: NDArray[np.float32]) -> Floats:
+    """[n] float64: NDCG@10 of each list by these scores, [n, KEPT]; ties go against what was liked."""
+    people, places = np.nonzero(lists.relevant)
+    ranks = np.count_nonzero(scores[people] >= scores[people, places][:, None], axis=1)
+    gains = np.where(ranks <= K, discounts(ranks), 0.0)
+    return np.bincount(people, gains, minlength=len(lists)) / np.maximum(lists.best, 1e-9)

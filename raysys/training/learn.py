@@ -7,6 +7,8 @@ those events, what they would have been shown. From these lists come, in this or
 2. boosted trees over the scores and their weighted sum: LambdaMART (Burges, "From RankNet to LambdaRank to LambdaMART",
    2010), of which half of the score comes, the other half from the weights.
 
+Then where items that nobody has met belong among the others (``training.new_items``).
+
 Each step is kept only if it is better for people that it was not learned from: every list is judged by what was learned
 from the lists of others.
 """
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from raysys.config import STEP_DECAY, RankingSettings
 from raysys.ranking.learned import LearnedRanker, LearnedRanking
 from raysys.ranking.linear import weights_of
-from raysys.training.asked import FOLDS, Floats, K, Lists, Question, Weights, discounts, lists_of, questions
+from raysys.training.asked import FOLDS, Floats, Lists, Question, Weights, lists_of, ndcg, questions
+from raysys.training.new_items import learn_new_items
 from raysys.training.plan import BuildPlan
 from raysys.types import (
     FRESH,
@@ -87,26 +90,34 @@ def save(learned: LearnedRanking | None, plan: BuildPlan) -> dict[str, Any]:
 
 def fit(lists: Lists, settings: RankingSettings) -> LearnedRanking | None:
     """The best of: the weights of the settings, learned weights, learned weights and trees."""
-    judged = judge(lists, settings)
-    if not judged:
+    scored = _by_others(lists, settings)
+    if not scored:
         return None
+    judged = {name: ndcg(lists, scores) for name, scores in scored.items()}
     chosen = max(judged, key=lambda name: float(judged[name].mean()))
     learned = _steps(lists, settings)[_NAMES.index(chosen)]
-    return learned.model_copy(update={"report": _report(lists, judged, chosen)})
+    new_items, of_new_items = learn_new_items(lists, scored[chosen])
+    report = _report(lists, judged, chosen) | {"new_items": of_new_items}
+    return learned.model_copy(update={"new_items": new_items, "report": report})
 
 
 def judge(lists: Lists, settings: RankingSettings) -> dict[str, Floats]:
     """NDCG@10 of each list, [n] float64, by the weights of the settings and by each step of what is learned from the
     lists of others. Empty where nothing can be learned from so few."""
+    return {name: ndcg(lists, scores) for name, scores in _by_others(lists, settings).items()}
+
+
+def _by_others(lists: Lists, settings: RankingSettings) -> dict[str, NDArray[np.float32]]:
+    """The scores, [n, KEPT] float32, by which ``judge`` judges."""
     if len(lists.found()) < LEAST_LISTS:
         return {}
-    steps = [np.full(len(lists), np.nan) for _ in _NAMES]
+    steps = [np.full(lists.there.shape, np.nan, np.float32) for _ in _NAMES]
     for number in range(FOLDS):
         rows = np.flatnonzero(lists.fold == number)
         held, train = lists.take(rows), lists.take(np.flatnonzero(lists.fold != number))
-        for found, learned in zip(steps, _steps(train, settings), strict=False):
-            found[rows] = ndcg(held, _scored(learned, settings, held))
-    return {name: found for name, found in zip(_NAMES, steps, strict=True) if not np.isnan(found).any()}
+        for scores, learned in zip(steps, _steps(train, settings), strict=False):
+            scores[rows] = _scored(learned, settings, held)
+    return {name: scores for name, scores in zip(_NAMES, steps, strict=True) if not np.isnan(scores).any()}
 
 
 _NAMES = ("settings", "weights", "weights and trees")
@@ -200,14 +211,6 @@ def _scored(learned: LearnedRanking, settings: RankingSettings, lists: Lists) ->
     scores = np.full(lists.there.shape, -np.inf, np.float32)
     scores[lists.there] = LearnedRanker(learned, settings).score([lists.scores[lists.there]])[0]
     return scores
-
-
-def ndcg(lists: Lists, scores: NDArray[np.float32]) -> Floats:
-    """[n] float64: NDCG@10 of each list by these scores, [n, KEPT]; ties go against what was liked."""
-    people, places = np.nonzero(lists.relevant)
-    ranks = np.count_nonzero(scores[people] >= scores[people, places][:, None], axis=1)
-    gains = np.where(ranks <= K, discounts(ranks), 0.0)
-    return np.bincount(people, gains, minlength=len(lists)) / np.maximum(lists.best, 1e-9)
 
 
 def _report(lists: Lists, judged: Mapping[str, Floats], chosen: str) -> dict[str, Any]:

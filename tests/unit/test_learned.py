@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from raysys.config import RankingSettings
 from raysys.errors import SnapshotError
-from raysys.ranking.learned import FILE, LearnedRanker, LearnedRanking, open_ranker
+from raysys.ranking.explain import without_each
+from raysys.ranking.learned import FILE, LearnedRanker, LearnedRanking, NewItems, open_ranker
 from raysys.ranking.linear import LinearRanker, weights_of
 from raysys.ranking.trees import MOST_LEAVES, Trees
 from raysys.training import asked, learn
-from raysys.training.asked import KEPT, Lists
+from raysys.training.asked import KEPT, Lists, ndcg
 from raysys.training.held_out import HeldOut
-from raysys.training.learn import fit, ndcg, search
-from raysys.types import FRIENDS, POPULAR, PROFILE, QUERY, RIDGE, SOURCES, TRANSITION
+from raysys.training.learn import fit, search
+from raysys.types import FRIENDS, POPULAR, PROFILE, QUERY, RIDGE, SOURCES, TRANSITION, WORDS
 
 DEFAULTS = weights_of(RankingSettings())
 LEAF: dict[str, Any] = {"value": 1.0}
@@ -207,3 +208,74 @@ def test_without_the_library_the_weights_are_learned_and_the_report_says_why(mon
     assert learned is not None
     assert set(learned.report["ndcg@10"]) == {"settings", "weights"}
     assert "install the package libgomp1" in learned.report["without_trees"]
+
+
+def texts_and_behaviour(n: int, seed: int = 0) -> Lists:
+    """Behaviour tells of most items which one is liked, and texts tell of all, less clearly. Nobody met a tenth."""
+    rng = np.random.default_rng(seed)
+    lists = Lists.empty(n)
+    lists.there[:, :50] = lists.by_text[:, :50] = True
+    lists.part[:, :50] = rng.integers(0, asked.PARTS, 50)
+    wish = rng.random((n, 50))
+    lists.relevant[np.arange(n), wish.argmax(axis=1)] = True
+    lists.scores[:, :50, TRANSITION] = wish + rng.random((n, 50)) * 0.01
+    lists.scores[:, :50, POPULAR] = 1
+    for column in (PROFILE, WORDS):
+        lists.scores[:, :50, column] = wish + rng.random((n, 50)) * 0.1
+    unmet = rng.random((n, 50)) < 0.1
+    for column in (TRANSITION, POPULAR):
+        lists.scores[:, :50, column][unmet] = 0
+    lists.fold[:] = np.arange(n) % asked.FOLDS
+    return lists
+
+
+def test_new_items_come_in_where_their_texts_tell_and_others_stay_as_they_are() -> None:
+    lists = texts_and_behaviour(600)
+    learned = fit(lists, RankingSettings())
+    assert learned is not None
+    assert learned.new_items is not None
+    figures = learned.report["new_items"]["ndcg@10"]
+    assert figures["learned"] > figures["like all others"] + 0.05
+    without = learned.model_copy(update={"new_items": None})
+    others = texts_and_behaviour(300, seed=1)
+    scores, before = (learn._scored(ranking, RankingSettings(), others) for ranking in (learned, without))
+    is_new = others.there & (others.scores[..., POPULAR] == 0)
+    assert np.array_equal(scores[~is_new], before[~is_new])
+    liked_and_new = (others.relevant & is_new).any(axis=1)
+    of_new = [ndcg(others, s)[liked_and_new].mean() for s in (before, scores)]
+    assert of_new[1] > of_new[0] + 0.3
+
+
+def test_where_texts_tell_nothing_new_items_are_not_put_in_front() -> None:
+    lists = texts_and_behaviour(600)
+    rng = np.random.default_rng(3)
+    for column in (PROFILE, WORDS):
+        lists.scores[:, :50, column] = rng.random((600, 50))
+    noise = fit(lists, RankingSettings())
+    assert noise is not None
+    known = ndcg(lists, learn._scored(noise.model_copy(update={"new_items": None}), RankingSettings(), lists))
+    assert ndcg(lists, learn._scored(noise, RankingSettings(), lists)).mean() > known.mean() - 0.02
+    for column in (PROFILE, WORDS):
+        lists.scores[..., column] = 0
+    lists.by_text[:] = False
+    silent = fit(lists, RankingSettings())
+    assert silent is not None
+    assert silent.new_items is None
+    assert "say nothing" in silent.report["new_items"]["why_not"]
+
+
+def test_an_item_that_somebody_met_never_passes_for_a_new_one_when_its_score_is_explained() -> None:
+    learned = LearnedRanking(
+        weights={"transition": 1.0, "popular": 0.1}, new_items=NewItems(weights={"profile": 1.0}, offset=5.0)
+    )
+    ranker = LearnedRanker(learned, RankingSettings())
+    row = np.zeros((1, len(SOURCES)), np.float32)
+    row[0, [PROFILE, TRANSITION, POPULAR]] = (0.5, 0.2, 1.0)
+    total, parts = ranker.score([row])[0], ranker.score([without_each(row)])[0]
+    lost = total[0] - parts
+    assert lost[[TRANSITION, POPULAR]].tolist() == pytest.approx([0.2, 0.1], abs=1e-6)
+    assert np.abs(np.delete(lost, [PROFILE, TRANSITION, POPULAR])).max() < 1e-6
+    row[0, POPULAR] = 0
+    assert ranker.score([row])[0].tolist() == pytest.approx([0.5 + 5.0])  # by its text alone
+    row[0, PROFILE] = 0
+    assert ranker.score([row])[0].tolist() == pytest.approx([0.2])  # which says nothing here
