@@ -1,6 +1,6 @@
 """Accuracy on public data, through the path that serves: job, snapshot, recall, ranking.
 
-    python benchmarks/accuracy.py --set beauty [--test] [--references] [--peers PYTHON] [--curve] [--cold 0.1]
+    python benchmarks/accuracy.py --set beauty [--test] [--rules] [--references] [--peers PYTHON] [--curve] [--cold 0.1]
 
 The training events of each fold are written as an event file beside the catalogue, the indexing job builds a snapshot
 of them with default settings, and every history becomes a profile that is asked for a list. Test columns are measured
@@ -46,7 +46,9 @@ def run(data: DataSet, given: argparse.Namespace, work: Path) -> dict[str, Any]:
     behaviour = parse(BehaviourSettings, dict(pair.split("=", 1) for pair in given.behaviour), "--behaviour")
     bench = Bench(data, work, given.threads, EncoderSettings(kind=given.encoder), behaviour)
     folds = _folds(data, given)
-    rows = [row for row in candidates(bench, given.references, given.peers) if row.name not in given.without]
+    rows = [
+        row for row in candidates(bench, given.rules, given.references, given.peers) if row.name not in given.without
+    ]
     measured = [measure(bench, row, folds) for row in rows]
     report = {
         "dataset": data.name,
@@ -205,6 +207,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--references", action="store_true", help="measure popularity by days, EASE and ItemKNN as well"
     )
+    parser.add_argument("--rules", action="store_true", help="measure what each rule of the list costs as well")
     parser.add_argument("--peers", type=Path, help="python of the environment of benchmarks/peers/requirements.txt")
     parser.add_argument("--without", nargs="*", default=[], metavar="ROW", help="rows to leave out")
     parser.add_argument("--curve", action="store_true", help="measure with histories cut to 0, 1, 2, 5, ... events")

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_sets import LIKED_ABOVE, DataSet
 from peer_models import PEERS, PeerLister, remembered
-from product import BATCH, ROWS, Product, Row, Snapshot, WithFriends
+from product import BATCH, Product, Row, Snapshot, WithFriends
 from references import REFERENCES, TRIED, popular
 
 from raysys.config import BehaviourSettings, EncoderSettings
@@ -75,9 +75,11 @@ class Measured:
     users_per_s: float
 
 
-def candidates(bench: Bench, with_references: bool, peers: Path | None) -> list[Candidate]:
+def candidates(bench: Bench, with_rules: bool, with_references: bool, peers: Path | None) -> list[Candidate]:
     """The rows of Raysys, then those to compare with."""
-    rows = {name: row for name, row in ROWS.items() if name != NO_FRIENDS or bench.data.friends is not None}
+    rows = {
+        name: row for name, row in _rows(with_rules).items() if name != NO_FRIENDS or bench.data.friends is not None
+    }
     found = [Candidate(name, _of_product(bench, row), [{}], SHIPPED) for name, row in rows.items()]
     if with_references:
         found += [Candidate(name, _of_reference(bench, name), TRIED[name], "own numpy") for name in REFERENCES]

@@ -17,6 +17,7 @@ from raysys.config import (
     CatalogSettings,
     EncoderSettings,
     EventsSettings,
+    ExploreSettings,
     IndexSettings,
     ProfileSettings,
     RankingSettings,
@@ -69,6 +70,18 @@ ROWS = {
     "not learned": Row(RankingSettings(learned=False)),
     "the default": Row(RankingSettings()),
     "without friends": Row(RankingSettings(friends=0.0)),
+}
+
+# What each rule of the list costs the default.
+RULES = {
+    "MMR, diversity 0.3": Row(RankingSettings(diversity=0.3)),
+    "MMR, diversity 0.7": Row(RankingSettings(diversity=0.7)),
+    "DPP, diversity 0.3": Row(RankingSettings(diversity=0.3, diversity_method="dpp")),
+    "DPP, diversity 0.7": Row(RankingSettings(diversity=0.7, diversity_method="dpp")),
+    "calibration 0.5": Row(RankingSettings(calibration=0.5)),
+    "three of a category": Row(RankingSettings(caps={"categories": 3})),
+    "one of a category": Row(RankingSettings(one_per="categories")),
+    "explored places": Row(RankingSettings(explore=ExploreSettings(enabled=True))),
 }
 
 
