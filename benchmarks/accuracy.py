@@ -46,10 +46,8 @@ def run(data: DataSet, given: argparse.Namespace, work: Path) -> dict[str, Any]:
     behaviour = parse(BehaviourSettings, dict(pair.split("=", 1) for pair in given.behaviour), "--behaviour")
     bench = Bench(data, work, given.threads, EncoderSettings(kind=given.encoder), behaviour)
     folds = _folds(data, given)
-    rows = [
-        row for row in candidates(bench, given.rules, given.references, given.peers) if row.name not in given.without
-    ]
-    measured = [measure(bench, row, folds) for row in rows]
+    rows = candidates(bench, given.rules, given.references, given.peers)
+    measured = [measure(bench, row, folds) for row in rows if row.name not in given.without]
     report = {
         "dataset": data.name,
         "split": data.split.rule,

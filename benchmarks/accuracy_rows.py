@@ -12,7 +12,7 @@ from typing import Any
 
 from data_sets import LIKED_ABOVE, DataSet
 from peer_models import PEERS, PeerLister, remembered
-from product import BATCH, Product, Row, Snapshot, WithFriends
+from product import BATCH, ROWS, RULES, RULES_OF_CATEGORIES, Product, Row, Snapshot, WithFriends
 from references import REFERENCES, TRIED, popular
 
 from raysys.config import BehaviourSettings, EncoderSettings
@@ -77,10 +77,10 @@ class Measured:
 
 def candidates(bench: Bench, with_rules: bool, with_references: bool, peers: Path | None) -> list[Candidate]:
     """The rows of Raysys, then those to compare with."""
-    rows = {
-        name: row for name, row in _rows(with_rules).items() if name != NO_FRIENDS or bench.data.friends is not None
-    }
-    found = [Candidate(name, _of_product(bench, row), [{}], SHIPPED) for name, row in rows.items()]
+    has_categories = "categories" in bench.data.catalogue.column_names
+    rows = ROWS | (RULES if with_rules else {}) | (RULES_OF_CATEGORIES if with_rules and has_categories else {})
+    ours = {name: row for name, row in rows.items() if name != NO_FRIENDS or bench.data.friends is not None}
+    found = [Candidate(name, _of_product(bench, row), [{}], SHIPPED) for name, row in ours.items()]
     if with_references:
         found += [Candidate(name, _of_reference(bench, name), TRIED[name], "own numpy") for name in REFERENCES]
     if peers is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from data_sets import DataSet
+from numpy.typing import NDArray
 
 from raysys.config import (
     BehaviourSettings,
@@ -17,7 +18,6 @@ from raysys.config import (
     CatalogSettings,
     EncoderSettings,
     EventsSettings,
-    ExploreSettings,
     IndexSettings,
     ProfileSettings,
     RankingSettings,
@@ -51,10 +51,13 @@ COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 
 @dataclass(frozen=True)
 class Row:
-    """How candidates are ranked. seen_only: nothing of a person is known but what to leave out."""
+    """How candidates are ranked. seen_only: nothing of a person is known but what to leave out. by_place: a rule moves
+    items against their scores, and where they stand is what counts.
+    """
 
     ranking: RankingSettings
     seen_only: bool = False
+    by_place: bool = False
 
 
 def only(sources: set[str]) -> RankingSettings:
@@ -74,14 +77,15 @@ ROWS = {
 
 # What each rule of the list costs the default.
 RULES = {
-    "MMR, diversity 0.3": Row(RankingSettings(diversity=0.3)),
-    "MMR, diversity 0.7": Row(RankingSettings(diversity=0.7)),
-    "DPP, diversity 0.3": Row(RankingSettings(diversity=0.3, diversity_method="dpp")),
-    "DPP, diversity 0.7": Row(RankingSettings(diversity=0.7, diversity_method="dpp")),
-    "calibration 0.5": Row(RankingSettings(calibration=0.5)),
-    "three of a category": Row(RankingSettings(caps={"categories": 3})),
-    "one of a category": Row(RankingSettings(one_per="categories")),
-    "explored places": Row(RankingSettings(explore=ExploreSettings(enabled=True))),
+    "MMR, diversity 0.3": Row(RankingSettings(diversity=0.3), by_place=True),
+    "MMR, diversity 0.7": Row(RankingSettings(diversity=0.7), by_place=True),
+    "DPP, diversity 0.3": Row(RankingSettings(diversity=0.3, diversity_method="dpp"), by_place=True),
+    "DPP, diversity 0.7": Row(RankingSettings(diversity=0.7, diversity_method="dpp"), by_place=True),
+}
+RULES_OF_CATEGORIES = {
+    "calibration 0.5": Row(RankingSettings(calibration=0.5), by_place=True),
+    "three of a category": Row(RankingSettings(caps={"categories": 3}), by_place=True),
+    "one of a category": Row(RankingSettings(one_per="categories"), by_place=True),
 }
 
 
@@ -163,6 +167,7 @@ class Product:
 
     def __init__(self, snapshot: Snapshot, row: Row, recall: Recall | None = None) -> None:
         self._snapshot = snapshot
+        self._by_place = row.by_place
         self._kind = "view" if row.seen_only else snapshot.data.kind
         self._settings = ProfileSettings(event_weights={}) if row.seen_only else ProfileSettings()
         shards = GatheredRecall(snapshot.shards) if recall is None else recall
@@ -175,9 +180,14 @@ class Product:
         """friends: what the friends of each person like."""
         answers = asyncio.run(self._ask(self._profiles(histories), friends))
         index_of: Mapping[str, int] = self._snapshot.index_of
-        rows = [(np.array([index_of[item.item_id] for item in answer.items], dtype=np.int64),
-                 np.array([item.score for item in answer.items], dtype=np.float64)) for answer in answers]  # fmt: skip
+        rows = [
+            (np.array([index_of[item.item_id] for item in answer.items], dtype=np.int64), self._scores(answer))
+            for answer in answers
+        ]
         return padded(rows, LIST_LENGTH)
+
+    def _scores(self, answer: Answer) -> NDArray[np.float64]:
+        return np.array([-item.rank if self._by_place else item.score for item in answer.items], dtype=np.float64)
 
     async def _ask(self, profiles: Sequence[Profile], friends: Sequence[FriendLikes | None]) -> list[Answer]:
         request = Request(limit=LIST_LENGTH)

@@ -53,7 +53,9 @@ def write_amazon(folder: Path, n_items=30, n_users=60, titles=True) -> Path:
 def given(**changes):
     """The options of a run as they are when nothing is said, but for the changes."""
     options = {"threads": 1, "encoder": "hash", "references": False, "peers": None, "users": None, "test": False}
-    return Namespace(**options | {"without": [], "behaviour": [], "curve": False, "cold": 0.0} | changes)
+    return Namespace(
+        **options | {"without": [], "behaviour": [], "curve": False, "cold": 0.0, "rules": False} | changes
+    )
 
 
 def test_a_set_without_titles_has_its_attributes_as_text(tmp_path: Path):
@@ -178,11 +180,15 @@ def test_what_is_measured_is_what_the_recommender_answers(tmp_path: Path, name: 
 
 def test_a_whole_run_has_every_part_and_prints(tmp_path: Path):
     beauty = data_sets.amazon(write_amazon(tmp_path / "beauty"))
-    report = accuracy.run(beauty, given(references=True, test=True, curve=True, cold=0.2, users=20), tmp_path)
+    report = accuracy.run(
+        beauty, given(references=True, rules=True, test=True, curve=True, cold=0.2, users=20), tmp_path
+    )
     assert list(report["parts"]) == ["validation", "test, fitted on train", "test, fitted on train + validation"]
     assert report["parts"]["validation"]["lists"] == 20
     assert report["batch_and_single"] == {"users": 20, "same_items_and_scores": 20}
     assert len(report["rows"]["EASE"]["tried"]) > 1
+    assert "MMR, diversity 0.3" in report["rows"]
+    assert "three of a category" not in report["rows"]  # this set has no such field
     assert report["paired"]["validation"].keys() == report["rows"].keys() - {"the default"}
     json.dumps(report, allow_nan=False)
     assert len(list(tables(report))) == 2 * 3 + 2
