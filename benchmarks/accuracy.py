@@ -63,7 +63,7 @@ def run(data: DataSet, given: argparse.Namespace, work: Path) -> dict[str, Any]:
         "encoder": bench.snapshot(folds["validation"][0]).catalogue.manifest.identity,
         "settings": settings(behaviour),
     }
-    ours = {name: row for name, row in ROWS.items() if name not in given.without}
+    ours = {row.name: ROWS[row.name] for row in measured if row.name in ROWS}
     if given.curve:
         report["curve"] = curve(bench, folds["validation"][-1], ours)
     if given.cold:

@@ -381,6 +381,12 @@ class TierSettings(Settings):
     max_in_flight: PositiveInt = 2
 
 
+class GatewayTierSettings(TierSettings):
+    """The gateway tier. It says itself who comes in (``serving.admission``), so Serve is to let nearly all through."""
+
+    max_ongoing_requests: PositiveInt = 1_024
+
+
 class EncoderTierSettings(TierSettings):
     """The encoder tier. Gateways send it few calls of many texts each, so its target counts calls, not people."""
 
@@ -483,7 +489,7 @@ class ServeSettings(Settings):
     ranking: RankingSettings = RankingSettings()
     candidates_per_source: PositiveInt = 200
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
-    gateway: TierSettings = TierSettings()
+    gateway: GatewayTierSettings = GatewayTierSettings()
     encoder_tier: EncoderTierSettings = EncoderTierSettings()
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()

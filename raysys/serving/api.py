@@ -1,6 +1,7 @@
 """The HTTP routes: parse the body, call the service, write the answer. Nothing is decided here."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,12 +14,15 @@ from starlette.types import ASGIApp
 
 from raysys import __version__
 from raysys.serving import schemas
+from raysys.serving.admission import Admission
 from raysys.serving.edge import Edge, Metrics
 from raysys.serving.events import Events
 from raysys.serving.items import Items
 from raysys.serving.people import People
 from raysys.serving.problems import install
 from raysys.serving.service import Service
+
+Place = Callable[[], AbstractContextManager[None]]
 
 REF = "#/components/schemas/{model}"
 
@@ -38,13 +42,14 @@ class Routes:
     events: Events
     people: People
     metrics: Metrics
+    admission: Admission
 
 
 def create_app(routes: Routes, health: Health) -> ASGIApp:
     """The whole HTTP API, as an ASGI app."""
     app = FastAPI(title="Raysys", version=__version__, description=__doc__, docs_url="/docs", redoc_url=None)
     install(app)
-    _add_lists(app, routes.lists)
+    _add_lists(app, routes.lists, routes.admission.place)
     _add_writes(app, routes.items, routes.events)
     _add_people(app, routes.people)
     _add_operations(app, routes.metrics, health)
@@ -57,11 +62,12 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
 
 
-def _add_lists(app: FastAPI, lists: Service) -> None:
-    _route(app, "/v1/recommendations", schemas.RecommendBody, schemas.ListAnswer, lists.recommend, "Recommend")
-    _route(app, "/v1/similar", schemas.SimilarBody, schemas.ListAnswer, lists.similar, "Items like an item")
-    _route(app, "/v1/search", schemas.SearchBody, schemas.ListAnswer, lists.search, "Items by text")
-    _route(app, "/v1/rank", schemas.RankBody, schemas.ListAnswer, lists.rank, "Order given items")
+def _add_lists(app: FastAPI, lists: Service, place: Place) -> None:
+    answer = schemas.ListAnswer
+    _route(app, "/v1/recommendations", schemas.RecommendBody, answer, lists.recommend, "Recommend", place)
+    _route(app, "/v1/similar", schemas.SimilarBody, answer, lists.similar, "Items like an item", place)
+    _route(app, "/v1/search", schemas.SearchBody, answer, lists.search, "Items by text", place)
+    _route(app, "/v1/rank", schemas.RankBody, answer, lists.rank, "Order given items", place)
 
 
 def _add_writes(app: FastAPI, items: Items, events: Events) -> None:
@@ -92,11 +98,16 @@ def _route(
     answer: type[BaseModel],
     verb: Callable[[Any], Awaitable[dict[str, Any]]],
     summary: str,
+    place: Place = nullcontext,
 ) -> None:
-    """One POST route. The body is checked straight from its bytes: once, strictly, and faster than via json.loads."""
+    """One POST route. The body is checked straight from its bytes: once, strictly, and faster than via json.loads.
+
+    place: taken before the body is read.
+    """
 
     async def endpoint(request: Request) -> Response:
-        return _json(await verb(body.model_validate_json(await request.body())))
+        with place():
+            return _json(await verb(body.model_validate_json(await request.body())))
 
     content = {"application/json": {"schema": {"$ref": REF.format(model=body.__name__)}}}
     problems: dict[int | str, dict[str, Any]] = {

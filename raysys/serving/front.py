@@ -15,6 +15,7 @@ from raysys.index.catalogue import Catalogue
 from raysys.profile.reader import Profiles
 from raysys.ranking.explore import TimesShown
 from raysys.recommender import Encode, Ranker, Recall, Recommender
+from raysys.serving.admission import Admission
 from raysys.serving.api import Health, Routes, create_app
 from raysys.serving.background import end
 from raysys.serving.current import InUse, open_current
@@ -59,6 +60,7 @@ class Front:
             Events(self.in_use, self.state, settings.profile, self._metrics, self._clock),
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
             self._metrics,
+            Admission(settings.deadline_s, self._clock),
         )
         return self._closing_last(create_app(routes, health))
 

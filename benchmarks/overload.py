@@ -1,0 +1,137 @@
+"""Twice as many requests as can be answered, for a minute: what comes of those that are let in?
+
+    python benchmarks/overload.py [--topology tiered] [--seconds 60] [--times 2] [--json FILE] [--quick]
+
+First the peak: the most answers a second that a closed loop of many clients gets for requests of known users. Then an
+open loop sends ``--times`` the peak, whether or not earlier requests were answered; a latency counts from when its
+request was due. Told to come back (status 429) is no answer, and any other error is a failure. Memory is the
+proportional set size of all processes that were started, before and after. The load shares the machine with what it
+loads: at twice the peak it takes more of it than at the peak, which counts against the answers.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from figures import busy_share, machine, warn_if_busy
+from http_load import Load, LoadProcess, Measured, load_process
+from paced_load import Paced, paced_load
+from processes import end_on_sigterm, pss_kib
+from rich.console import Console
+from rich.table import Table
+from serving import NOT_DEGRADED, prepared, start_ours
+from worlds import Prepared
+
+from raysys.config import ServeSettings
+from raysys.errors import RaysysError
+from raysys.serving.local_head import descendants
+
+CLIENTS = 64
+CONNECTIONS = 1_024
+PEAK_ROUNDS, PEAK_SECONDS, RAMP_S = 3, 4.0, 3.0
+TURNED_AWAY = "status 429"
+GOODPUT, DEADLINE_MS = 0.9, ServeSettings().deadline_s * 1e3
+
+console = Console(width=120, highlight=False)
+
+
+def run(world: Prepared, topology: str, times: float, seconds: float) -> dict[str, Any]:
+    """The figures. What is started here has ended when this returns or raises."""
+    with ExitStack() as stack:
+        load = stack.enter_context(load_process())
+        port = start_ours(stack, world, topology)
+        console.print("[dim]looking for the peak ...[/]")
+        peak_per_s = median(_peak(load, port, world, number) for number in range(PEAK_ROUNDS))
+        console.print(f"[dim]{times * peak_per_s:,.0f} requests/s for {seconds:.0f} s ...[/]")
+        before_mib = _memory_mib()
+        measured = _overload(port, times * peak_per_s, seconds, world)
+        return {
+            "topology": topology,
+            "peak_per_s": round(peak_per_s, 1),
+            "offered_per_s": round(times * peak_per_s, 1),
+            "seconds": seconds,
+            "answers_per_s": measured.requests_per_s,
+            "goodput": round(measured.requests_per_s / peak_per_s, 3),
+            "turned_away": measured.errors.get(TURNED_AWAY, 0),
+            "failed": {what: n for what, n in measured.errors.items() if what != TURNED_AWAY},
+            "memory_mib": [round(before_mib), round(_memory_mib())],
+            "measured": asdict(measured),
+        }
+
+
+def _peak(load: LoadProcess, port: int, world: Prepared, number: int) -> float:
+    asked = Load(
+        port, "/v1/recommendations", "user", CLIENTS, PEAK_SECONDS, 1.0, f"peak-{number}", world.users, NOT_DEGRADED
+    )
+    return load.measure(asked).requests_per_s
+
+
+def _overload(port: int, per_s: float, seconds: float, world: Prepared) -> Measured:
+    load = Paced(port, CONNECTIONS, per_s, 0, 1, RAMP_S, f"overload-{time.time():.0f}", world.users, ())
+    with paced_load(load) as under_way:
+        time.sleep(seconds)
+        return under_way.finish()["recommendations"]
+
+
+def _memory_mib() -> float:
+    return sum(pss_kib(pid) for pid in descendants(os.getpid())) / 1024
+
+
+def table(runs: Sequence[dict[str, Any]], world: Prepared) -> Table:
+    title = f"{world.name}: {world.manifest.n_items:,} items"
+    drawn = Table(
+        title=title, caption=f"aims: answers at {GOODPUT:.0%} of the peak, their p99 below {DEADLINE_MS:,.0f} ms"
+    )
+    for column in ("", "peak/s", "sent/s", "answered/s", "of peak", "429", "failed", "p50 ms", "p99 ms", "MiB"):
+        drawn.add_column(column, justify="right")
+    for one in runs:
+        cells = [f"{one[name]:,.0f}" for name in ("peak_per_s", "offered_per_s", "answers_per_s")]
+        cells += [f"{one['goodput']:.2f}", f"{one['turned_away']:,}"]
+        cells.append(", ".join(f"{n} x {what}" for what, n in one["failed"].items()) or "0")
+        cells += [f"{one['measured'][name]:,.0f}" for name in ("p50_ms", "p99_ms")]
+        drawn.add_row(one["topology"], *cells, " -> ".join(f"{mib:,}" for mib in one["memory_mib"]))
+    return drawn
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", choices=("tiered", "fused", "both"), default="tiered")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--times", type=float, default=2.0, help="of the peak")
+    parser.add_argument("--synthetic", action="store_true", help="a made-up catalogue instead of the films")
+    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, a few seconds")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
+    end_on_sigterm()
+    busy = busy_share()
+    warn_if_busy(busy)
+    try:
+        world = prepared(given)
+        topologies = ("tiered", "fused") if given.topology == "both" else (given.topology,)
+        seconds = 5.0 if given.quick else given.seconds
+        runs = [run(world, topology, given.times, seconds) for topology in topologies]
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.print(table(runs, world))
+    if given.json is not None:
+        found = {"benchmark": "overload", "machine": machine(busy), "catalogue": world.name, "rows": runs}
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Who comes in while there is more to do than can be done in time.
+
+A queue only makes everybody late. So a request is let in while those who are in can be expected to be answered within
+the patience, by Little's law: as many as are in, over how many are answered a second. The others are told at once
+when to come back, which costs next to nothing, and those that are given answers get them as fast as the machine can.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raysys.clock import Clock
+from raysys.errors import Overloaded
+
+PATIENCE = 0.5  # of the deadline: what is left is for a guess that was too good
+ALWAYS_IN = 16  # so few never make a queue
+MEMORY_S = 2.0  # by which the past fades
+
+
+class Admission:
+    """For one event loop. ``deadline_s``: from when on an answer is of no use."""
+
+    def __init__(self, deadline_s: float, clock: Clock) -> None:
+        self._patience_s, self._clock = deadline_s * PATIENCE, clock
+        self._n_in, self._at_s = 0, clock.monotonic_s()
+        self._answered, self._busy_s = 0.0, 0.0  # lately: how many, in how many seconds with somebody in
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one request. Raises Overloaded, with the time after which there may be room."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._fade()
+            self._n_in -= 1
+            self._answered += 1
+
+    def _enter(self) -> None:
+        self._fade()
+        wait_s = self.expected_s()
+        if self._n_in >= ALWAYS_IN and wait_s > self._patience_s:
+            back_s = max(wait_s - self._patience_s, 1.0) if math.isfinite(wait_s) else self._patience_s
+            raise Overloaded(f"{self._n_in} requests are being answered, and one more would be late", back_s)
+        self._n_in += 1
+
+    def expected_s(self) -> float:
+        """How long one who comes in now is expected to be in."""
+        if self._n_in == 0 or self._busy_s == 0:
+            return 0.0
+        return self._n_in * self._busy_s / self._answered if self._answered else math.inf
+
+    def _fade(self) -> None:
+        now_s = self._clock.monotonic_s()
+        keep = math.exp((self._at_s - now_s) / MEMORY_S)
+        self._answered *= keep
+        self._busy_s = self._busy_s * keep + (MEMORY_S * (1 - keep) if self._n_in else 0.0)
+        self._at_s = now_s

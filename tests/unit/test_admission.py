@@ -1,0 +1,160 @@
+"""Admission against a simulated gateway: a first-in-first-out server of a known capacity, in simulated time."""
+
+import asyncio
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import FixedClock, Shop, serve_here
+
+from raysys.errors import Overloaded
+from raysys.serving.admission import ALWAYS_IN, Admission
+
+DEADLINE_S = 2.0
+
+
+class Simulated:
+    """Requests arrive at random and are answered one after the other, in batches of any size."""
+
+    def __init__(self, capacity_per_s: float, batch: int = 1, seed: int = 0) -> None:
+        self.clock = FixedClock(0.0)
+        self.admission = Admission(DEADLINE_S, self.clock)
+        self._batch, self._batch_s = batch, batch / capacity_per_s
+        self._in: list[tuple[float, AbstractContextManager[None]]] = []
+        self._next_s = float("inf")
+        self._rng = np.random.default_rng(seed)
+        self.latencies_s: list[float] = []
+        self.told_to_wait_s: list[float] = []
+
+    def run(self, per_s: float, seconds: float) -> None:
+        end_s, arrives_s = self.clock.at_s + seconds, self.clock.at_s
+        while arrives_s < end_s:
+            while self._next_s <= arrives_s:
+                self._answer()
+            self.clock.at_s = arrives_s
+            self._arrive()
+            arrives_s += self._rng.exponential(1 / per_s)
+
+    def _arrive(self) -> None:
+        place = self.admission.place()
+        try:
+            place.__enter__()
+        except Overloaded as error:
+            self.told_to_wait_s.append(error.retry_after_s)
+            return
+        if not self._in:
+            self._next_s = self.clock.at_s + self._batch_s
+        self._in.append((self.clock.at_s, place))
+
+    def _answer(self) -> None:
+        self.clock.at_s = self._next_s
+        for came_s, place in self._in[: self._batch]:
+            place.__exit__(None, None, None)
+            self.latencies_s.append(self.clock.at_s - came_s)
+        self._in = self._in[self._batch :]
+        self._next_s = self.clock.at_s + self._batch_s if self._in else float("inf")
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("capacity_per_s", [20.0, 300.0])
+def test_at_twice_the_capacity_the_answers_are_as_many_as_can_be_and_in_time(capacity_per_s: float, batch: int) -> None:
+    server = Simulated(capacity_per_s, batch)
+    server.run(2 * capacity_per_s, 60.0)
+    assert len(server.latencies_s) > 0.95 * 60 * capacity_per_s
+    assert np.quantile(server.latencies_s, 0.99) < DEADLINE_S
+    assert server.told_to_wait_s
+    assert min(server.told_to_wait_s) >= 1.0  # whole seconds on the wire
+
+
+@pytest.mark.parametrize("capacity_per_s", [20.0, 300.0])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.8])
+def test_with_room_for_all_nobody_is_sent_away(capacity_per_s: float, share: float) -> None:
+    server = Simulated(capacity_per_s)
+    server.run(share * capacity_per_s, 120.0)
+    assert not server.told_to_wait_s
+
+
+def test_after_an_idle_hour_or_a_slow_start_a_burst_is_let_in() -> None:
+    server = Simulated(300.0)
+    server.run(0.01, 3_600.0)
+    server.run(250.0, 20.0)
+    assert not server.told_to_wait_s
+
+
+def test_while_nothing_is_answered_only_a_few_wait_and_then_it_goes_on() -> None:
+    clock = FixedClock(0.0)
+    admission = Admission(DEADLINE_S, clock)
+    places: list[AbstractContextManager[None]] = []
+
+    def arrive() -> bool:
+        place = admission.place()
+        try:
+            place.__enter__()
+        except Overloaded:
+            return False
+        places.append(place)
+        return True
+
+    assert arrive()
+    clock.at_s += 5.0  # stuck
+    assert [arrive() for _ in range(ALWAYS_IN + 5)].count(True) == ALWAYS_IN - 1
+    for place in places:
+        place.__exit__(None, None, None)
+    assert arrive()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 3)), max_size=60))
+@settings(deadline=None)
+def test_a_place_is_given_back_however_a_request_ends(steps: list[tuple[bool, float]]) -> None:
+    clock = FixedClock(0.0)
+    admission = Admission(DEADLINE_S, clock)
+    for fails, seconds in steps:
+        try:
+            with admission.place():
+                clock.at_s += seconds
+                if fails:
+                    raise ValueError
+        except ValueError:
+            pass
+    assert admission.expected_s() == 0.0
+    with admission.place():
+        assert admission.expected_s() >= 0.0
+
+
+async def test_who_would_be_late_is_told_when_to_come_back_and_the_others_are_answered(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, opened, n_in = FixedClock(), asyncio.Event(), 0
+    served = await serve_here(shop.store(2), tmp_path / "state.sqlite3", clock)
+    search = served.recommender.search
+
+    async def slow(request: Any) -> Any:
+        nonlocal n_in
+        n_in += 1
+        await opened.wait()
+        return await search(request)
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post("/v1/search", json={"query": "tea"})
+
+    monkeypatch.setattr(served.recommender, "search", slow)
+    async with served.client() as client:
+        waiting = [asyncio.create_task(ask(client)) for _ in range(ALWAYS_IN)]
+        async with asyncio.timeout(10):
+            while n_in < ALWAYS_IN:
+                await asyncio.sleep(0.001)
+        clock.at_s += 30
+        refused = await ask(client)
+        assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "would be late" in refused.json()["detail"]
+        assert (await client.get("/livez")).status_code == 200  # what is no list is never refused
+        opened.set()
+        assert {response.status_code for response in await asyncio.gather(*waiting)} == {200}
+        assert (await ask(client)).status_code == 200
+    await served.stop()
