@@ -6,13 +6,11 @@ when to come back, which costs next to nothing, and those that are given answers
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from raysys.clock import Clock
 from raysys.errors import Overloaded
 
-PATIENCE = 0.5  # of the deadline: what is left is for a guess that was too good
+PATIENCE = 0.125  # of the deadline: requests also wait where nobody counts them, in sockets and in the event loop
 ALWAYS_IN = 16  # so few never make a queue
 MEMORY_S = 2.0  # by which the past fades
 
@@ -25,24 +23,20 @@ class Admission:
         self._n_in, self._at_s = 0, clock.monotonic_s()
         self._answered, self._busy_s = 0.0, 0.0  # lately: how many, in how many seconds with somebody in
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for one request. Raises Overloaded, with the time after which there may be room."""
-        self._enter()
-        try:
-            yield
-        finally:
-            self._fade()
-            self._n_in -= 1
-            self._answered += 1
-
-    def _enter(self) -> None:
+    def enter(self) -> None:
+        """Take a place, which ``leave`` gives back. Raises Overloaded, with the time after which there may be room."""
         self._fade()
         wait_s = self.expected_s()
         if self._n_in >= ALWAYS_IN and wait_s > self._patience_s:
-            back_s = max(wait_s - self._patience_s, 1.0) if math.isfinite(wait_s) else self._patience_s
+            back_s = max(wait_s - self._patience_s, 1.0) if math.isfinite(wait_s) else 1.0
             raise Overloaded(f"{self._n_in} requests are being answered, and one more would be late", back_s)
         self._n_in += 1
+
+    def leave(self) -> None:
+        """A request was answered, or is not wanted any more."""
+        self._fade()
+        self._n_in -= 1
+        self._answered += 1
 
     def expected_s(self) -> float:
         """How long one who comes in now is expected to be in."""

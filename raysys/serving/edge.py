@@ -1,4 +1,4 @@
-"""The edge of the gateway as plain ASGI: request ids, a bound on the body, metrics, and no bare 500."""
+"""The edge of the gateway as plain ASGI: request ids, admission, a bound on the body, metrics, and no bare 500."""
 
 import re
 import time
@@ -6,9 +6,12 @@ import uuid
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.serving.problems import BodyTooLarge
+from raysys.errors import Overloaded
+from raysys.serving.admission import Admission
+from raysys.serving.problems import BodyTooLarge, on_raysys_error
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -48,10 +51,22 @@ class Metrics:
 
 
 class Edge:
-    """Wraps the app. Echoes X-Request-ID and traceparent, bounds the body, times the request."""
+    """Wraps the app. Echoes X-Request-ID and traceparent, bounds the body, times the request.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+    routes: those of the app. admitted: those of them for which ``admission`` says who comes in. That is asked here, as
+    sending somebody away must cost next to nothing.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        routes: frozenset[str],
+        admitted: frozenset[str],
+        admission: Admission,
+    ) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
+        self._admitted, self._admission = admitted, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,13 +85,27 @@ class Edge:
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
-            await self._app(scope, _bounded(receive), send_echoing)
+            await self._answer(scope, _bounded(receive), send_echoing)
         except Exception:
             # Starlette raises again what it has logged and answered already (``problems.on_anything``).
             if not finished:
                 raise
         finally:
             self._count(scope, status, time.perf_counter() - start)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in self._admitted:
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._admission.enter()
+        except Overloaded as error:
+            await on_raysys_error(Request(scope), error)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._admission.leave()
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in self._routes else "other"  # callers must not make up label values
