@@ -20,7 +20,7 @@ class Coalescer(Generic[Q, A]):
 
     ``call`` gets up to ``max_batch`` questions and returns as many answers in their order; an answer that is an
     exception is raised to its own asker only. At most ``max_in_flight`` calls run at a time and ``max_waiting``
-    questions wait; one more raises Overloaded at once.
+    questions wait; one more raises Overloaded at once. ``n_asking``: those whose answer is not there yet.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Coalescer(Generic[Q, A]):
         self._max_batch, self._max_in_flight, self._max_waiting = max_batch, max_in_flight, max_waiting
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._calls: set[asyncio.Task[None]] = set()
+        self.n_asking = 0
 
     async def ask(self, question: Q) -> A:
         """The answer to one question. Raises what the call raises, or Overloaded."""
@@ -43,7 +44,11 @@ class Coalescer(Generic[Q, A]):
         self._waiting.append((question, future))
         if len(self._waiting) == 1:  # send in this turn of the loop, but after all who ask in it
             asyncio.get_running_loop().call_soon(self._send)
-        return await future
+        self.n_asking += 1
+        try:
+            return await future
+        finally:
+            self.n_asking -= 1
 
     def _is_full(self) -> bool:
         if len(self._waiting) >= self._max_waiting:  # those who went away do not count

@@ -14,11 +14,13 @@ from raysys.config import EncoderSettings, RankingSettings, ServeSettings
 from raysys.encoder.batching import encode_each
 from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity, Role
+from raysys.in_process import LocalRanker
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
-from raysys.ranking.learned import LearnedRanking, open_ranker
+from raysys.ranking.learned import open_ranker
 from raysys.serving.follower import Follower
 from raysys.serving.front import Front
+from raysys.serving.local_stages import NearRanker
 from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.serving.tiers import RemoteEncoder, RemoteRanker, RemoteRecall, call
 from raysys.state.open import open_state
@@ -90,7 +92,7 @@ class Gateway:
         ranker: DeploymentHandle,
         *shards: DeploymentHandle,
     ) -> None:
-        self._store = SnapshotStore(settings.index_root)
+        self._settings, self._store = settings, SnapshotStore(settings.index_root)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)
         self._ranker = RemoteRanker(ranker, settings.ranker_tier, settings.deadline_s)
@@ -109,9 +111,10 @@ class Gateway:
         catalogue = Catalogue(self._store.folder(snapshot_id))
         identity = await call("encoder", lambda: self._encoder_handle.identity.remote(), START_DEADLINE_S)
         catalogue.manifest.check_encoder(identity)
-        LearnedRanking.load(catalogue.folder)  # refused here rather than by the rankers, in the middle of requests
+        here = LocalRanker(self._settings.ranking, catalogue.folder)  # a damaged ranking is refused before it is used
+        ranker = NearRanker(here, self._ranker, lambda: self._shards.n_asking)
         await self._shards.prepare(snapshot_id, START_DEADLINE_S)
-        await self._front.take(catalogue, self._encoder.encode, self._shards, self._ranker)
+        await self._front.take(catalogue, self._encoder.encode, self._shards, ranker)
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
         """Ready when a snapshot is in use, and every shard holds it and reads the same state store."""

@@ -1,19 +1,25 @@
 """The stages of the path inside one serving process: what ``topology: fused`` is made of. Knows nothing of Ray."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from raysys.config import ProfileSettings, TierSettings
 from raysys.encoder.batching import encode_each
 from raysys.encoder.protocol import Encoder, Role
 from raysys.errors import RaysysError
 from raysys.index.store import SnapshotStore
+from raysys.recommender import Ranker
 from raysys.serving.coalescer import Coalescer
 from raysys.serving.shard_host import Asked, ShardHost, recall_thread
 from raysys.state.protocol import StateStore
 from raysys.types import Candidates, RecallQuery, Vectors
+
+MANY = 4  # requests: so many share a call well
 
 
 class ThreadEncoder:
@@ -71,6 +77,21 @@ class HostedRecall:
 
     def status(self) -> dict[str, Any]:
         return {f"shard-{host.number:02d}": host.status() for host in self._hosts}
+
+
+class NearRanker:
+    """Scores right here, by the same code, for as long as few ask at once, and by the tier when many do.
+
+    A call to the tier takes a lone request longer than its arithmetic; for many requests it is one call, which leaves
+    the gateway's core to others. crowd: how many are on their way through the shards.
+    """
+
+    def __init__(self, here: Ranker, tier: Ranker, crowd: Callable[[], int]) -> None:
+        self._here, self._tier, self._crowd = here, tier, crowd
+
+    async def score(self, snapshot_id: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        ranker = self._tier if self._crowd() >= MANY else self._here
+        return await ranker.score(snapshot_id, scores)
 
 
 def _all_or_error(answers: Sequence[Candidates | Exception]) -> list[Candidates] | Exception:

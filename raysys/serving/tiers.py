@@ -58,6 +58,11 @@ class Tier:
             send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests
         )
 
+    @property
+    def n_asking(self) -> int:
+        """How many wait for this tier or for their answer."""
+        return self._coalescer.n_asking
+
     async def ask(self, question: Any) -> Any:
         """Raises Unavailable, Overloaded, or what the tier answered this question with."""
         try:
@@ -100,6 +105,11 @@ class RemoteRecall:
             Tier(name, plain(handle).recall.remote, settings, deadline_s)
             for name, handle in zip(self._names, handles, strict=True)
         ]
+
+    @property
+    def n_asking(self) -> int:
+        """How many requests are with the shards, or wait for them."""
+        return max((tier.n_asking for tier in self._tiers), default=0)
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         """Raises InvalidInput when the query itself is wrong, Overloaded when no shard has room for it."""

@@ -70,6 +70,20 @@ async def test_those_who_come_during_a_call_are_the_next_one() -> None:
     assert await asyncio.gather(*first, *later) == ["A", "B", "C", "D"]
 
 
+async def test_it_knows_how_many_are_asking_however_their_questions_end() -> None:
+    tier = Tier(max_batch=2)
+    tasks = tier.ask("a", "wrong", "c", "d")
+    await turns()
+    assert tier.coalescer.n_asking == 4
+    tasks[3].cancel()
+    tier.gates[0].set()
+    await turns()
+    assert tier.coalescer.n_asking == 1
+    tier.gates[1].set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert tier.coalescer.n_asking == 0
+
+
 async def test_after_a_pause_the_next_request_goes_at_once_again() -> None:
     tier = Tier()
     for n, question in enumerate("abc"):
