@@ -10,7 +10,7 @@ import math
 from raysys.clock import Clock
 from raysys.errors import Overloaded
 
-PATIENCE = 0.125  # of the deadline: requests also wait where nobody counts them, in sockets and in the event loop
+PATIENCE = 0.25  # of the deadline: requests also wait where nobody counts them, in sockets and in the event loop
 ALWAYS_IN = 16  # so few never make a queue
 MEMORY_S = 2.0  # by which the past fades
 
