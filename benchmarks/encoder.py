@@ -44,7 +44,7 @@ OURS = [
 PARAGRAPH_WORDS = (60, 60)
 QUERIES = 40
 QUICK_TEXTS, QUICK_QUERIES = 24, 3
-WARM_UP_TEXTS = 200
+WARM_UP_TEXTS = 50
 
 Encode = Callable[[list[str]], Vectors]
 console = Console(width=150, highlight=False)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from encoder_suite import TITLES, EncoderSuite
 from test_encoder_transformer import DIM, load, save_model
 
 from raysys.encoder.batching import TokenBatch
+from raysys.encoder.models import file_sha256
 from raysys.encoder.runtimes import choose as choosing
 from raysys.encoder.runtimes import exported as exporting
 from raysys.encoder.runtimes.choose import choices
@@ -71,9 +73,9 @@ class TestOpenVinoInInt8(EncoderSuite):
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_vectors_and_identity_are_those_of_torch(folder: Path, cache: Path, runtime: str, pooling: str) -> None:
     ours = load(folder, runtime=runtime, cache=cache, pooling=pooling, normalize=False)
-    torch = load(folder, pooling=pooling, normalize=False)
-    np.testing.assert_allclose(ours.encode(TITLES * 3, "item"), torch.encode(TITLES * 3, "item"), atol=1e-5)
-    assert (ours.runtime.name, ours.identity) == (runtime, torch.identity)
+    reference = load(folder, pooling=pooling, normalize=False)
+    np.testing.assert_allclose(ours.encode(TITLES * 3, "item"), reference.encode(TITLES * 3, "item"), atol=1e-5)
+    assert (ours.runtime.name, ours.identity) == (runtime, reference.identity)
 
 
 def test_int8_is_a_model_of_its_own(folder: Path, cache: Path) -> None:
@@ -199,6 +201,29 @@ def test_a_cache_that_cannot_be_written_is_named_and_auto_goes_on_in_torch(
         load(folder, runtime="openvino", cache=tmp_path / "file")
     assert load(folder, runtime="auto", cache=tmp_path / "file").runtime.name == "torch"
     assert "the encoder runs in torch" in caplog.text
+
+
+def test_a_model_that_cannot_be_traced_runs_in_torch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("data-dependent control flow")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(EncoderError, match="cannot be exported to ONNX: data-dependent control flow"):
+        load(folder, runtime="openvino", cache=tmp_path)
+    assert load(folder, runtime="auto", cache=tmp_path).runtime.name == "torch"
+    assert "the encoder runs in torch: the model cannot be exported" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_a_runtime_cannot_read_names_the_model(own_cache: Path, folder: Path) -> None:
+    for model in own_cache.glob(f"*/{exporting.MODEL}"):  # one for each pooling
+        model.write_bytes(b"not a graph")
+        (model.parent / exporting.DIGESTS).write_text(json.dumps({exporting.MODEL: file_sha256(model)}))
+    for runtime in ("openvino", "onnxruntime"):
+        with pytest.raises(EncoderError, match=f"{runtime} cannot compute tiny-bert"):
+            load(folder, runtime=runtime, cache=own_cache)
 
 
 def test_auto_measures_once_and_keeps_what_it_found(

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -53,6 +54,11 @@ class Exported:
 def exported(origin: Origin, cache: Path) -> Exported:
     """The files, made if they are not there. Raises ConfigError without the package ``onnx``, or EncoderError."""
     folder = cache / origin.key()
+    if find_spec("onnx") is None:
+        raise ConfigError(
+            "encoder.runtime: the package onnx is not installed; run pip install 'raysys[openvino]' or 'raysys[onnx]', "
+            "or set encoder.runtime to torch"
+        )
     if not _is_whole(folder):
         _make(origin, folder)
     return Exported(folder / MODEL, Sample.load(folder / SAMPLE))
@@ -61,12 +67,14 @@ def exported(origin: Origin, cache: Path) -> Exported:
 def _is_whole(folder: Path) -> bool:
     try:
         digests: dict[str, str] = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-        return all(file_sha256(folder / name) == digests[name] for name in (MODEL, SAMPLE))
+        changed = [name for name, digest in digests.items() if file_sha256(folder / name) != digest]
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is made again, it cannot be read: %s", folder, error)
-        return False
+    except (OSError, ValueError, AttributeError) as error:
+        changed = [str(error)]
+    if changed:
+        log.warning("%s is made again, it is not as it was written: %s", folder, ", ".join(changed))
+    return not changed
 
 
 def _make(origin: Origin, folder: Path) -> None:
@@ -91,12 +99,12 @@ def _write(origin: Origin, folder: Path) -> None:
     tokens = [ids[:MAX_TOKENS] for ids in origin.tokenize(texts())]
     Sample.of(tokens, origin.pad_id, reference).save(folder / SAMPLE)
     _export(reference, folder / MODEL)
-    digests = {name: file_sha256(folder / name) for name in (MODEL, SAMPLE)}
+    digests = {path.name: file_sha256(path) for path in folder.iterdir()}  # of a large model its weights are apart
     (folder / DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
 
 
 def _export(reference: TorchRuntime, path: Path) -> None:
-    """By tracing: the newer exporter takes several times as long, for the same graph."""
+    """By tracing: the newer exporter needs a package more."""
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
     axes = {0: "n", 1: "tokens"}
     names = ["input_ids", "attention_mask"]
@@ -112,10 +120,5 @@ def _export(reference: TorchRuntime, path: Path) -> None:
                 dynamic_axes={**dict.fromkeys(names, axes), "vectors": {0: "n"}},
                 dynamo=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        if "not installed" in str(error):
-            raise ConfigError(
-                "encoder.runtime: the package onnx is not installed; run pip install 'raysys[openvino]' "
-                "or 'raysys[onnx]', or set encoder.runtime to torch"
-            ) from error
+    except Exception as error:  # whatever the code of a model raises while it is traced
         raise EncoderError(f"the model cannot be exported to ONNX: {error}; set encoder.runtime to torch") from error

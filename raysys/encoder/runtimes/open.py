@@ -12,7 +12,7 @@ from raysys.encoder.runtimes.openvino_runtime import OpenVinoRuntime
 from raysys.encoder.runtimes.protocol import Dtype, Runtime, RuntimeName
 from raysys.encoder.runtimes.sample import Sample
 from raysys.encoder.runtimes.torch_runtime import Device, TorchRuntime, find_device
-from raysys.errors import ConfigError, EncoderError
+from raysys.errors import ConfigError, EncoderError, RaysysError
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,13 @@ def open_runtime(
 
     def other(name: RuntimeName, files: Exported) -> Runtime:
         kind: Callable[[Path, Dtype, int], Runtime] = OpenVinoRuntime if name == "openvino" else OnnxRuntime
-        runtime = kind(files.model, dtype, threads)
-        files.sample.check(runtime)
+        try:
+            runtime = kind(files.model, dtype, threads)
+            files.sample.check(runtime)
+        except RaysysError:
+            raise
+        except Exception as error:  # each of them has its own, and none names the model
+            raise EncoderError(f"{name} cannot compute {origin.source.name}: {error}") from error
         return runtime
 
     def any_of(name: RuntimeName, files: Exported) -> tuple[Runtime, Sample]:
