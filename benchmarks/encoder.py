@@ -95,31 +95,37 @@ def bulk(kind: str, given: list[str], sides: dict[str, Encode], rounds: int) -> 
         encode(given[:WARM_UP_TEXTS])
     for _ in range(rounds):
         for name, encode in sides.items():
-            start_s, start_cpu_s = time.perf_counter(), time.process_time()
-            vectors[name] = encode(given)
-            taken[name].append(Taken(time.perf_counter() - start_s, time.process_time() - start_cpu_s))
+            vectors[name], seconds = timed(encode, given)
+            taken[name].append(seconds)
     cosines = {name: float((vectors[name] * vectors[PEER]).sum(axis=1).min()) for name in sides}
     return Measured(kind, len(given), taken, cosines)
 
 
-def lone(queries: Sequence[str], sides: dict[str, Encode]) -> dict[str, float]:
-    """Median ms of one query at a time, the sides in turn."""
-    took: dict[str, list[float]] = {name: [] for name in sides}
+def lone(queries: Sequence[str], sides: dict[str, Encode]) -> dict[str, Taken]:
+    """Medians of one query at a time, the sides in turn."""
+    took: dict[str, list[Taken]] = {name: [] for name in sides}
     for query in queries:
         for name, encode in sides.items():
-            start_s = time.perf_counter()
-            encode([query])
-            took[name].append(time.perf_counter() - start_s)
-    return {name: round(1000 * median(times), 2) for name, times in took.items()}
+            took[name].append(timed(encode, [query])[1])
+    return {
+        name: Taken(median(one.wall_s for one in times), median(one.cpu_s for one in times))
+        for name, times in took.items()
+    }
 
 
-def table(found: Sequence[Measured], lone_ms: dict[str, float]) -> Table:
+def timed(encode: Encode, given: list[str]) -> tuple[Vectors, Taken]:
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    vectors = encode(given)
+    return vectors, Taken(time.perf_counter() - start_s, time.process_time() - start_cpu_s)
+
+
+def table(found: Sequence[Measured], alone: dict[str, Taken]) -> Table:
     drawn = Table("")
     for one in found:
         for column in (f"{one.kind}/s", "over peer", "by CPU time", "cosine"):
             drawn.add_column(column)
-    drawn.add_column("lone query, ms")
-    for side in lone_ms:
+    drawn.add_column("lone query, ms (CPU)")
+    for side in alone:
         cells = [
             cell
             for one in found
@@ -130,22 +136,29 @@ def table(found: Sequence[Measured], lone_ms: dict[str, float]) -> Table:
                 f"{one.min_cosine[side]:.5f}",
             )
         ]
-        drawn.add_row(side, *cells, f"{lone_ms[side]:.1f}")
+        drawn.add_row(side, *cells, f"{1000 * alone[side].wall_s:.1f} ({1000 * alone[side].cpu_s:.1f})")
     return drawn
 
 
-def report(found: Sequence[Measured], lone_ms: dict[str, float], given: dict[str, Any], busy: float) -> dict[str, Any]:
+def report(found: Sequence[Measured], alone: dict[str, Taken], given: dict[str, Any], busy: float) -> dict[str, Any]:
     """Everything as plain values."""
     kinds = [
         asdict(one)
         | {
-            "texts_per_s": {side: one.speed(side).as_dict() for side in lone_ms},
-            "over_peer": {side: one.over_peer(side, "wall_s").as_dict() for side in lone_ms},
-            "over_peer_by_cpu_time": {side: one.over_peer(side, "cpu_s").as_dict() for side in lone_ms},
+            "texts_per_s": {side: one.speed(side).as_dict() for side in alone},
+            "over_peer": {side: one.over_peer(side, "wall_s").as_dict() for side in alone},
+            "over_peer_by_cpu_time": {side: one.over_peer(side, "cpu_s").as_dict() for side in alone},
         }
         for one in found
     ]
-    return {"benchmark": "encoder", "machine": machine(busy), "parameters": given, "kinds": kinds, "lone_ms": lone_ms}
+    lone_query = {side: asdict(taken) for side, taken in alone.items()}
+    return {
+        "benchmark": "encoder",
+        "machine": machine(busy),
+        "parameters": given,
+        "kinds": kinds,
+        "lone_query": lone_query,
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -169,11 +182,11 @@ def main() -> None:
     paragraphs = list(islice(texts(vocabulary(), PARAGRAPH_WORDS, "paragraphs"), max(n // 4, 1)))
     sides = open_sides(given.threads)
     found = [bulk("titles", titles, sides, rounds), bulk("paragraphs", paragraphs, sides, rounds)]
-    lone_ms = lone(list(islice(texts(vocabulary(), QUERY_WORDS, "queries"), n_queries)), sides)
-    console.print(table(found, lone_ms))
+    alone = lone(list(islice(texts(vocabulary(), QUERY_WORDS, "queries"), n_queries)), sides)
+    console.print(table(found, alone))
     parameters = {"titles": n, "paragraphs": len(paragraphs), "rounds": rounds, "threads": given.threads}
     if given.json is not None:
-        given.json.write_text(json.dumps(report(found, lone_ms, parameters, busy), indent=1) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(report(found, alone, parameters, busy), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
