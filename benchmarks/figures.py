@@ -17,6 +17,8 @@ PACKAGES = (
     "ray",
     "torch",
     "transformers",
+    "openvino",
+    "onnxruntime",
     "sentence-transformers",
     "faiss-cpu",
     "fastapi",

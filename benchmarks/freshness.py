@@ -280,6 +280,7 @@ def serving(world: Prepared, state: str, folder: Path, topology: str, gateways: 
         "topology": topology,
         "impressions": {"folder": str(folder / "impressions")},
         "gateway": {"min_replicas": gateways, "max_replicas": gateways},
+        "cached_queries": 0,
         **TIERS,
     }
     with local_service() as service:

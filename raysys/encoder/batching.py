@@ -1,12 +1,20 @@
 """Texts in batches: of similar length, so that little of a forward pass is spent on padding, and of one role."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysys.encoder.protocol import Encoder, Role
 from raysys.types import Vectors
+
+
+class TokenBatch(NamedTuple):
+    """Both [n, tokens] int64; mask: 1 = a token, 0 = padding."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
 
 
 def padded_length(longest: int, pad_to: int) -> int:
@@ -32,6 +40,20 @@ def token_batches(
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def pad(tokens: Sequence[Sequence[int]], pad_id: int | None, pad_to: int) -> TokenBatch:
+    """The token ids of some texts, padded on the right to a multiple of ``pad_to``.
+
+    The right side suits every model: positions start at 0, and a causal model's last token does not see padding.
+    """
+    width = padded_length(max(map(len, tokens)), pad_to)
+    ids = np.full((len(tokens), width), 0 if pad_id is None else pad_id, dtype=np.int64)
+    mask = np.zeros((len(tokens), width), dtype=np.int64)
+    for row, text_ids in enumerate(tokens):
+        ids[row, : len(text_ids)] = text_ids
+        mask[row, : len(text_ids)] = 1
+    return TokenBatch(ids, mask)
 
 
 def encode_each(encoder: Encoder, texts: Sequence[tuple[str, Role]]) -> list[Vectors]:

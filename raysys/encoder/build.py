@@ -12,7 +12,7 @@ from raysys.errors import ConfigError
 def build_encoder(settings: EncoderSettings, threads: int = 1) -> Encoder:
     """The encoder that the settings describe, loaded. Raises ConfigError or EncoderError.
 
-    threads: of its matrix products; the transformer sets them for the whole process.
+    threads: of its matrix products; torch sets them for the whole process.
     """
     if settings.kind == "hash":
         return HashEncoder(
@@ -64,4 +64,5 @@ def _transformer(settings: EncoderSettings, threads: int) -> Encoder:
         device=settings.device,
         batch_tokens=settings.batch_tokens,
         threads=threads,
+        runtime=settings.runtime,
     )

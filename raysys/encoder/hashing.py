@@ -51,6 +51,10 @@ class HashEncoder:
         """See ``Encoder.encode``. A text without a letter or digit gets a zero vector too."""
         return encode_texts(texts, role, self.identity, self._forward)
 
+    def encode_counted(self, texts: Sequence[str], role: Role) -> tuple[Vectors, int]:
+        """See ``Encoder.encode_counted``."""
+        return self.encode(texts, role), sum(self.count_tokens(texts))
+
     def _forward(self, texts: list[str]) -> Vectors:
         vectors = np.zeros((len(texts), self.identity.dim), dtype=np.float32)
         for row, text in enumerate(texts):

@@ -19,4 +19,5 @@ def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
         return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     first = mask.argmax(dim=1)
     position = first if how == "cls" else first + mask.sum(dim=1).clamp(min=1) - 1
-    return hidden[torch.arange(len(hidden), device=hidden.device), position].float()
+    at = position.view(-1, 1, 1).expand(-1, 1, hidden.shape[2])  # no length as a number: it is traced for any batch
+    return hidden.gather(1, at).squeeze(1).float()

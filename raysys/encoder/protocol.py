@@ -15,8 +15,9 @@ Role = Literal["query", "item"]
 class EncoderIdentity:
     """Everything that decides which vector a text gets, but for rounding.
 
-    ``revision``: the commit of a hub model, or the SHA-256 of the weights of a local one.
-    The compute dtype is not part of it: bfloat16 and float32 runs give vectors of cosine > .999 to each other.
+    ``revision``: the commit of a hub model, or the SHA-256 of the weights of a local one; with ``+int8`` behind it
+    where the weights were rounded. The runtime is not part of it, nor are float32 and bfloat16: their vectors have a
+    cosine of at least .999 to each other.
     """
 
     name: str
@@ -49,4 +50,8 @@ class Encoder(Protocol):
         A blank text gives a zero vector. L2-normalised where the identity says so. Texts may be of any length
         and hold any characters; ``role`` selects the prompt.
         """
+        ...
+
+    def encode_counted(self, texts: Sequence[str], role: Role) -> tuple[Vectors, int]:
+        """What ``encode`` gives, and the number of tokens of all texts, with prompts where the model reads them."""
         ...

@@ -49,6 +49,10 @@ class UniversalEncoder:
         """See ``Encoder.encode``."""
         return encode_texts(texts, role, self.identity, self._backend.encode)
 
+    def encode_counted(self, texts: Sequence[str], role: Role) -> tuple[Vectors, int]:
+        """See ``Encoder.encode_counted``."""
+        return self.encode(texts, role), sum(self.count_tokens(texts))
+
 
 class _Truncated:
     """The package's tokeniser, cut to ``max_tokens``: by itself it reads texts of any length to their end."""

@@ -17,6 +17,7 @@ from raysys.serving.edge import Metrics
 from raysys.serving.experiments import Arms, common_caps, interleave, rankings
 from raysys.serving.live import LiveItems
 from raysys.serving.near_line import NearLine
+from raysys.serving.query_cache import QueryCache
 from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
 from raysys.types import SOURCES, Answer, FriendLikes, Profile, Request
@@ -111,9 +112,10 @@ async def open_current(
     texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint(), clock, metrics.freshness)
     live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
+    size = settings.cached_queries
     recommender = Recommender(
         Lookup(catalogue, live),
-        encode,
+        QueryCache(encode, size, metrics.query_vectors).encode if size else encode,
         shards,
         ranker,
         settings.profile,

@@ -43,6 +43,12 @@ class Metrics:
         self.pending_events = Counter(
             "raysys_pending_events", "Events about items that the catalogue does not hold yet", registry=self.registry
         )
+        self.query_vectors = Counter(
+            "raysys_query_vectors",
+            "Texts of queries whose vector was at hand (hit) or not (miss)",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.events = Counter("raysys_events", "Events by outcome", ["outcome"], registry=self.registry)
 
     def freshness(self, what: str, seconds: float) -> None:

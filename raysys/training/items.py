@@ -149,8 +149,9 @@ def encode_file(plan: BuildPlan, path: Path, encoder: Encoder) -> dict[str, int]
     table = pq.read_table(path)
     texts = table["text"].to_pylist()
     store = plan.embeddings(encoder.identity)
-    written = store.write(table["text_key"].to_pylist(), encoder.encode(texts, "item"))
-    return {"texts": len(texts), "tokens": sum(encoder.count_tokens(texts)), "bytes": written.stat().st_size}
+    vectors, n_tokens = encoder.encode_counted(texts, "item")
+    written = store.write(table["text_key"].to_pylist(), vectors)
+    return {"texts": len(texts), "tokens": n_tokens, "bytes": written.stat().st_size}
 
 
 def reject_rows(plan: BuildPlan) -> Iterator[dict[str, Any]]:

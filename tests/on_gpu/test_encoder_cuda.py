@@ -86,8 +86,9 @@ def assert_near(vectors: Vectors, expected: Vectors, cosine: float) -> None:
 
 def test_auto_is_the_gpu_in_a_half_type() -> None:
     encoder = load()
-    assert encoder.device.type == "cuda"
-    assert encoder.dtype in (torch.bfloat16, torch.float16)
+    assert encoder.runtime.name == "torch"
+    assert encoder.runtime.pad_to == 8  # what a GPU likes
+    assert encoder.runtime.dtype in ("bfloat16", "float16")
     assert encoder.identity == load(device="cpu", dtype="float32").identity
 
 

@@ -1,5 +1,6 @@
 """`raysys doctor`: it runs whatever it finds, and what is bad comes with a way out."""
 
+import json
 import os
 import shutil
 import socket
@@ -120,3 +121,19 @@ def test_another_process_that_holds_a_port_is_named() -> None:
 
 def test_a_port_that_nobody_seems_to_hold() -> None:
     assert holder_of(0) == "a process of another user"
+
+
+def test_the_runtimes_of_the_encoder_are_named_with_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda: ["torch", "openvino"])
+    assert findings(tmp_path)["encoder runtimes"].found == "torch, openvino; none chosen yet"
+    measured = {"torch": {"texts_per_s": 94.4, "min_cosine": 0.99991}, "openvino": {"error": "broken"}}
+    choice = {"model": "tiny", "chosen": "torch", "measured": measured}
+    folder = tmp_path / "encoders" / "choices"
+    folder.mkdir(parents=True)
+    (folder / "0.json").write_text(json.dumps(choice))
+    expected = "tiny: torch (94 texts/s, smallest cosine 0.99991; beside it openvino broken)"
+    assert findings(tmp_path)["encoder runtimes"].found == f"torch, openvino; {expected}"
+    monkeypatch.setattr(doctor, "installed", lambda: ["torch"])
+    assert "raysys[openvino]" in findings(tmp_path)["encoder runtimes"].way_out

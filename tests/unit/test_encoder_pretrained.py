@@ -1,19 +1,25 @@
 """The encoders over real weights from installed packages."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from encoder_suite import TITLES, EncoderSuite
 
 from raysys.config import EncoderSettings
 from raysys.encoder.build import build_encoder
+from raysys.encoder.models import find_model
 from raysys.encoder.protocol import Encoder
+from raysys.encoder.runtimes.protocol import Dtype, RuntimeName
+from raysys.encoder.runtimes.sample import FLOORS
+from raysys.encoder.transformer import TransformerEncoder
 
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
 def minilm() -> Encoder:
-    return build_encoder(EncoderSettings(model="minilm", dtype="float32"))
+    return build_encoder(EncoderSettings(model="minilm", runtime="torch", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,23 @@ class TestMiniLM(EncoderSuite):
     @pytest.fixture
     def encoder(self, minilm: Encoder) -> Encoder:
         return minilm
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encoders")
+
+
+@pytest.mark.parametrize(("runtime", "dtype"), [("openvino", "auto"), ("openvino", "int8"), ("onnxruntime", "float32")])
+def test_every_runtime_is_near_torch_in_float32(
+    minilm: Encoder, cache: Path, runtime: RuntimeName, dtype: Dtype
+) -> None:
+    pytest.importorskip(runtime)
+    encoder = TransformerEncoder(find_model("minilm", None), runtime=runtime, dtype=dtype, cache=cache)
+    texts = [*TITLES, "the sea " * 60]
+    cosines = (encoder.encode(texts, "item") * minilm.encode(texts, "item")).sum(axis=1)
+    assert cosines.min() >= FLOORS[encoder.runtime.dtype]
+    assert (encoder.identity == minilm.identity) is (dtype != "int8")
 
 
 class TestUniversalEncoder(EncoderSuite):
@@ -52,7 +75,7 @@ def test_minilm_identity_names_the_public_model(minilm: Encoder) -> None:
 
 
 def test_bfloat16_is_near_float32(minilm: Encoder) -> None:
-    half = build_encoder(EncoderSettings(model="minilm", dtype="bfloat16"))
+    half = build_encoder(EncoderSettings(model="minilm", runtime="torch", dtype="bfloat16"))
     assert half.identity == minilm.identity
     cosines = (half.encode(TITLES, "item") * minilm.encode(TITLES, "item")).sum(axis=1)
     assert cosines.min() > 0.999

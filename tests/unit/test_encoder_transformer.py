@@ -15,9 +15,11 @@ from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from raysys.encoder.batching import pad
 from raysys.encoder.models import find_model
 from raysys.encoder.pooling import pool
-from raysys.encoder.transformer import TransformerEncoder, compute_dtype, cpu_has_bfloat16, pad
+from raysys.encoder.runtimes.torch_runtime import compute_dtype, cpu_has_bfloat16
+from raysys.encoder.transformer import TransformerEncoder
 from raysys.errors import ConfigError, EncoderError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "poison", "The", "Matrix", "Toy", "Story", "Alien", "sea", "sand", "and"]

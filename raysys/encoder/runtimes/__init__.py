@@ -1,0 +1,1 @@
+"""Padded tokens to vectors: one model computed by torch, OpenVINO or ONNX Runtime."""
