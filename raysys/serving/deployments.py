@@ -111,7 +111,8 @@ class Gateway:
         catalogue.manifest.check_encoder(identity)
         LearnedRanking.load(catalogue.folder)  # refused here rather than by the rankers, in the middle of requests
         await self._shards.prepare(snapshot_id, START_DEADLINE_S)
-        await self._front.take(catalogue, self._encoder.encode, self._shards, self._ranker)
+        in_time = self._encoder.encode_in_time
+        await self._front.take(catalogue, self._encoder.encode, self._shards, self._ranker, in_time)
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
         """Ready when a snapshot is in use, and every shard holds it and reads the same state store."""
