@@ -129,10 +129,10 @@ def test_queries_that_there_is_no_time_for_are_left_out(shop: Shop, tmp_path: Pa
             self.at_s += 1.0
             return self.at_s
 
-    settings = with_student(shop, tmp_path, student=QUICK.model_copy(update={"seconds": 1.5}))
+    settings = with_student(shop, tmp_path, student=QUICK.model_copy(update={"queries": 600, "seconds": 1.5}))
     manifest = build_here(settings, Hurrying())
     quality = report_of(SnapshotStore(tmp_path).folder(manifest.snapshot_id))["student"]
-    assert quality["queries"] + quality["held_out"] == 256
+    assert quality["queries"] + quality["held_out"] == 512
 
 
 @pytest.mark.parametrize(

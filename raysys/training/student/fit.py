@@ -25,7 +25,7 @@ COMMON = 1e-2  # a word that is this share of all words counts half
 LEAST_PAIRS = 3  # a pair of neighbours that comes as often is a term
 PENALTY = 1.0
 ITERATIONS = 10  # more of them change nothing that can be measured
-MOST_WORDS = 5_000_000  # read from all texts together: bounds time and memory
+MOST_WORDS = 2_000_000  # read from all texts together: bounds time and memory
 
 Floats = NDArray[np.float32]
 

@@ -1,12 +1,13 @@
 """The stage of the build around the fit of the student: texts and vectors in, the student's files out."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raysys.clock import Clock
 from raysys.config import StudentSettings
@@ -21,7 +22,8 @@ from raysys.types import Vectors
 
 LEAST_TEXTS = 100  # of fewer no student is made: there is little to learn, and the encoder is soon done with them
 MOST_HELD_OUT = 1_000
-TEXTS_PER_CALL = 256
+TEXTS_PER_CALL = 512
+COMPARED_AT_ONCE = 64
 NEAREST = 10
 
 
@@ -79,16 +81,17 @@ def taught(lessons: Lessons, encoder: Encoder, settings: StudentSettings) -> tup
 def nearness(made: Vectors, wanted: Vectors, items: Vectors) -> dict[str, float]:
     """``cosine``: the mean of those of the student's vectors to the teacher's, [n, dim] float32. ``overlap@10``: the
     mean share of the teacher's ten nearest items, [m, dim] float32, that are among the student's."""
-    shared = [
-        len(np.intersect1d(_nearest(one, items), _nearest(other, items))) / NEAREST
-        for one, other in zip(made, wanted, strict=True)
-    ]
+    found = zip(_nearest(made, items), _nearest(wanted, items), strict=True)
+    shared = [len(np.intersect1d(one, other)) / NEAREST for one, other in found]
     cosine = float(np.einsum("nd,nd->n", made, wanted).mean())
     return {"cosine": round(cosine, 4), f"overlap@{NEAREST}": round(float(np.mean(shared)), 4)}
 
 
-def _nearest(query: Vectors, items: Vectors) -> np.ndarray[Any, Any]:
-    return np.argpartition(-(items @ query), NEAREST)[:NEAREST]
+def _nearest(asked: Vectors, items: Vectors) -> Iterator[NDArray[np.intp]]:
+    """The rows of the items with the highest products, in any order, for each query."""
+    for start in range(0, len(asked), COMPARED_AT_ONCE):
+        products = asked[start : start + COMPARED_AT_ONCE] @ items.T
+        yield from np.argpartition(-products, NEAREST, axis=1)[:, :NEAREST]
 
 
 def _lessons(plan: BuildPlan, encoder: Encoder, settings: StudentSettings, clock: Clock) -> Lessons:
