@@ -6,7 +6,7 @@ The indexing job encodes a catalogue and fits a student with default settings, a
 validation events alone,
 
 - text retrieval: the title of the last item of a history is the query, what comes next is to be found, by the vector
-  of the query alone; once with the whole title, once with a run of its words that the student has not learned from;
+  of the query alone; once with the whole title, once with a run of its words of those that are held out of the fit;
 - speed, in turns: texts by the thousand, and queries one by one, each side in one thread. Seconds are those of CPU
   time, which others on the machine change less than the time that passes.
 
@@ -42,6 +42,7 @@ from raysys.index.store import SnapshotStore
 from raysys.training.finish import REPORT
 from raysys.training.local import build_here
 from raysys.training.student.queries import queries
+from raysys.training.student.stage import is_held_out
 from raysys.types import Vectors
 
 K = 10
@@ -51,6 +52,7 @@ TEACHER_TEXTS, STUDENT_TEXTS = 256, 4_096  # in a round
 TEXTS_PER_CALL = 1_024  # workers.texts_per_file of the build job
 TEACHER_QUERIES, STUDENT_QUERIES = 20, 500
 UNSEEN = 7  # the seed of queries that are not those of the fit
+MOST_CUTS = 30  # runs of words of one title that are looked at
 
 console = Console(width=150, highlight=False)
 
@@ -65,6 +67,12 @@ class Bench:
     teacher: Encoder
     student: Student
     report: dict[str, Any]
+
+    @property
+    def n_queries(self) -> int:
+        """That there were for the fit, those held out included."""
+        fit = self.report["student"]
+        return int(fit["queries"] + fit["held_out"])
 
 
 def open_bench(data: DataSet, teacher: str, work: Path) -> Bench:
@@ -97,11 +105,19 @@ def retrieval(bench: Bench) -> dict[str, dict[str, float]]:
     rows: dict[str, list[NDArray[np.float64]]] = {"title": [], "part of it": []}
     for fold in bench.data.split.validation:
         task, texts = _asked(fold.task, bench.titles)
-        parts = [next(iter(queries([text], 1, UNSEEN)), text) for text in texts]
+        parts = [_unseen_part(text, bench.n_queries) for text in texts]
         for name, asked in (("title", texts), ("part of it", parts)):
-            sides = (bench.teacher.encode(asked, "query"), bench.student.encode(asked, "query"))
-            rows[name].append(np.stack([_ndcg(side, task, bench.vectors) for side in sides]))
+            kept = np.array([row for row, text in enumerate(asked) if text])
+            of_them = [text for text in asked if text]
+            sides = (bench.teacher.encode(of_them, "query"), bench.student.encode(of_them, "query"))
+            rows[name].append(np.stack([_ndcg(side, task.take(kept), bench.vectors) for side in sides]))
     return {name: _compared(*np.concatenate(found, axis=1)) for name, found in rows.items()}
+
+
+def _unseen_part(title: str, n_queries: int) -> str:
+    """The first run of words that is held out, of many; empty where there is none."""
+    cuts = queries([title], MOST_CUTS, UNSEEN)
+    return next((cut for cut in cuts if is_held_out(cut, n_queries)), "")
 
 
 def _asked(task: Task, titles: Sequence[str]) -> tuple[Task, list[str]]:
@@ -121,7 +137,7 @@ def _ndcg(asked: Vectors, task: Task, items: Vectors) -> NDArray[np.float64]:
         scores[history] = -np.inf
         best = np.argpartition(-scores, K)[:K]
         relevant[row] = np.isin(best[np.argsort(-scores[best], kind="stable")], targets)
-    return accuracy(relevant, n_relevant, K)["ndcg"].values.astype(np.float64)
+    return accuracy(relevant, n_relevant, K)[f"ndcg@{K}"].values.astype(np.float64)
 
 
 def _compared(teacher: NDArray[np.float64], student: NDArray[np.float64]) -> dict[str, float]:
@@ -212,7 +228,7 @@ def tables(results: Sequence[dict[str, Any]]) -> Iterator[Table]:
     for name in ("set, teacher", "teacher texts/s", "student", "ratio", "alone: teacher us", "student", "ratio"):
         timing.add_column(name)
     for result in results:
-        label = f"{result['dataset']}, {result['teacher'].split('/')[-1]}"
+        label = f"{result['dataset']}, {result['teacher'].removesuffix('/3').split('/')[-1]}"
         ndcg = [f"{side[name]:.4f}" for side in result["ndcg@10"].values() for name in ("teacher", "student")]
         quality.add_row(label, *(f"{result['fit'][name]:.3f}" for name in ("cosine", "overlap@10")), *ndcg)
         timing.add_row(label, *(Spread(**spread).text(0) for spread in result["speed"].values()))

@@ -8,7 +8,7 @@ Sentence Embeddings", ICLR 2017), projected to the dimension of the teacher. How
 ``training.student``.
 
     student/student.json      whose student it is, and how near it came
-    student/keys.npy          [t] uint64, ``keys.term_key`` of each term, ascending
+    student/keys.npy          [t] uint64, ascending: ``keys.term_key`` of a word, ``pair_keys`` of a pair
     student/weights.npy       [t] float32, how much a word counts; 0 for a pair, which only adds to its words
     student/vectors.npy       [t + BUCKETS + 1, d] float32: of terms, of buckets, and of every text
     student/projection.npy    [d, dim] float32
@@ -16,7 +16,7 @@ Sentence Embeddings", ICLR 2017), projected to the dimension of the teacher. How
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -90,29 +90,36 @@ class Student:
 
     def _sums(self, read: list[list[str]]) -> Vectors:
         """[len(read), d] float32, from the words of each text, of which it has one at least."""
-        terms = [[*found, *pairs(found)] for found in read]
-        rows = self._rows(list(chain.from_iterable(terms)))
+        spoken = list(chain.from_iterable(read))
+        ends = np.cumsum([len(found) for found in read])
+        rows = self._rows(spoken, ends)
         known = rows >= 0
-        ends = np.cumsum([len(each) for each in terms])
-        until = np.cumsum(known)[ends - 1].tolist()
-        vectors, squares = self._vectors[rows[known]], np.square(self._weights[rows[known]])
+        taken = rows[known]
+        until = np.cumsum(known)[2 * ends - 1].tolist()
+        vectors, weights = self._vectors[taken], np.square(self._weights[taken])
         # Text by text, so that the company of a text does not change in what order it is added up.
-        between = list(pairwise([0, *until]))
-        sums = np.stack([np.add.reduce(vectors[start:end], axis=0) for start, end in between])
-        lengths = np.array([np.add.reduce(squares[start:end]) for start, end in between])
-        for text, word in _unknown_words(read, terms, known, ends):
-            sums[text] += self._parts(word)
-            lengths[text] += 1
-        means: Vectors = sums / np.sqrt(lengths)[:, None] + self._vectors[-1]
+        between = [slice(start, end) for start, end in pairwise([0, *until])]
+        sums = np.array([np.add.reduce(vectors[own]) for own in between])
+        squares = np.array([np.add.reduce(weights[own]) for own in between])
+        for at in np.flatnonzero(~known[::2]).tolist():
+            text = int(np.searchsorted(ends, at, side="right"))
+            sums[text] += self._parts(spoken[at])
+            squares[text] += 1
+        means: Vectors = sums / np.sqrt(squares)[:, None] + self._vectors[-1]
         return means
 
-    def _rows(self, terms: list[str]) -> NDArray[np.intp]:
-        """[len(terms)]: the rows of the terms, -1 for unknown ones."""
-        keys = term_keys(terms)
+    def _rows(self, spoken: list[str], ends: NDArray[np.int64]) -> NDArray[np.intp]:
+        """[2 * len(spoken)]: the row of each word, and behind it that of its pair with the next one; -1 where it is
+        unknown, and behind the last word of each text. ends: where the words of each text end."""
+        keys = term_keys(spoken)
+        terms = np.zeros(2 * len(keys), dtype=np.uint64)
+        terms[::2], terms[1:-1:2] = keys, pair_keys(keys[:-1], keys[1:])
         if not len(self._keys):
-            return np.full(len(keys), -1, dtype=np.intp)
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[at] == keys, at, -1)
+            return np.full(len(terms), -1, dtype=np.intp)
+        at = np.minimum(np.searchsorted(self._keys, terms), len(self._keys) - 1)
+        rows = np.where(self._keys[at] == terms, at, -1)
+        rows[2 * ends - 1] = -1
+        return rows
 
     def _parts(self, word: str) -> Vectors:
         """[d] float32: what stands for an unknown word."""
@@ -147,24 +154,12 @@ class Student:
 _ARRAYS = ("keys", "weights", "vectors", "projection")
 
 
-def _unknown_words(
-    read: Sequence[Sequence[str]],
-    terms: Sequence[Sequence[str]],
-    known: NDArray[np.bool_],
-    ends: NDArray[np.int64],
-) -> Iterator[tuple[int, str]]:
-    """Text and word, in their order. known: of the terms of all texts; ends: where those of each text end."""
-    missing = np.flatnonzero(~known)
-    texts = np.searchsorted(ends, missing, side="right")
-    for text, at in zip(texts.tolist(), (missing - ends[texts]).tolist(), strict=True):
-        place = at + len(terms[text])
-        if place < len(read[text]):
-            yield text, read[text][place]
+def pair_keys(first: Keys, second: Keys) -> Keys:
+    """[n] uint64: the key of each pair of neighbouring words, from theirs. The other way round it is another."""
+    return first * _ODD + second
 
 
-def pairs(found: Sequence[str]) -> Iterator[str]:
-    """Neighbouring words as one term."""
-    return (f"{one} {other}" for one, other in pairwise(found))
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def grams(word: str) -> list[int]:

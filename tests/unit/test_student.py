@@ -14,11 +14,12 @@ from raysys.config import StudentSettings
 from raysys.encoder.edges import clean
 from raysys.encoder.hashing import HashEncoder
 from raysys.encoder.protocol import EncoderIdentity
-from raysys.encoder.student import BUCKETS, Student, grams
+from raysys.encoder.student import BUCKETS, Student, grams, pair_keys
 from raysys.errors import SnapshotError, SnapshotMismatch
+from raysys.keys import term_keys
 from raysys.training.student.fit import conjugate_gradients, directions, fit, ridge
 from raysys.training.student.queries import MOST_WORDS, queries
-from raysys.training.student.stage import nearness
+from raysys.training.student.stage import is_held_out, nearness
 from raysys.words import spans, words
 
 SETTINGS = StudentSettings(dim=DIM, queries=600)
@@ -178,3 +179,25 @@ def test_the_identity_says_whose_student_it_is(student: Student) -> None:
     assert student.identity == EncoderIdentity(
         "student of hash", TEACHER.identity.fingerprint(), "mean", "", "", 256, DIM, True
     )
+
+
+def test_the_order_of_a_pair_counts(student: Student) -> None:
+    keys = term_keys(["hot", "dog"])
+    assert pair_keys(keys[:1], keys[1:]) != pair_keys(keys[1:], keys[:1])
+
+
+def test_pairs_are_of_one_text() -> None:
+    """Two words that are a pair in the catalogue say no more when one ends a text and the other begins the next."""
+    texts = ["north sea", "north sea", "north sea", "sea", "north", "wind"] * 5
+    random = np.random.default_rng(0).normal(size=(len(texts), 16)).astype(np.float32)
+    made = fit(texts, random, StudentSettings(dim=16), TEACHER.identity)
+    assert np.array_equal(made.encode(["wind north", "sea"], "query")[1], made.encode(["sea"], "query")[0])
+    one, other = made.encode(["north sea", "sea north"], "query")
+    assert np.abs(one - other).max() > 0.01
+
+
+def test_what_is_held_out_is_so_however_it_is_written() -> None:
+    asked = [f"word {number}" for number in range(1_000)]
+    held = [is_held_out(query, len(asked)) for query in asked]
+    assert 50 < sum(held) < 200
+    assert held == [is_held_out(f" {query.upper()}!", len(asked)) for query in asked]

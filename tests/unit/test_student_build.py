@@ -71,7 +71,8 @@ def test_the_snapshot_names_the_files_of_its_student_and_how_near_it_came(folder
     quality = report_of(folder)["student"]
     assert student.about.quality == quality
     assert student.about.teacher == manifest.encoder_identity.fingerprint()
-    assert (quality["queries"] + quality["held_out"], quality["held_out"]) == (500, 50)
+    assert quality["queries"] + quality["held_out"] == 500
+    assert 20 < quality["held_out"] < 100
     assert quality["cosine"] > 0.7
     assert quality["overlap@10"] > 0.3
     (line,) = (line for line in readable(report_of(folder), 2, 1.0) if line.startswith("student of the encoder"))

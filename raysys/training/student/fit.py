@@ -6,9 +6,9 @@ teacher's vectors differ most. There is no chance in it: the same texts give the
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from raysys.config import StudentSettings
 from raysys.encoder.protocol import EncoderIdentity
-from raysys.encoder.student import BUCKETS, About, Student, grams, pairs
+from raysys.encoder.student import BUCKETS, About, Student, grams, pair_keys
 from raysys.keys import term_keys
-from raysys.types import Vectors
+from raysys.types import Keys, Vectors
 from raysys.words import words
 
 COMMON = 1e-2  # a word that is this share of all words counts half
@@ -168,8 +168,20 @@ def _student(
 ) -> Student:
     """What serves: of a known word one vector that holds its parts."""
     n_known = vocabulary.n_known
-    keys = term_keys(vocabulary.names[:n_known])
+    keys = _keys(vocabulary.names[:n_known])
     order = np.argsort(keys)
     vectors = np.vstack([sums[:n_known][order], solved[n_known:], base])
     about = About(teacher.fingerprint(), teacher.name, teacher.max_tokens, {})
     return Student(about, keys[order], vocabulary.weights[:n_known][order], vectors, projection)
+
+
+def pairs(found: Sequence[str]) -> Iterator[str]:
+    """The names of neighbouring words: the two with a space between, which no word has inside."""
+    return (f"{one} {other}" for one, other in pairwise(found))
+
+
+def _keys(names: Sequence[str]) -> Keys:
+    """[len(names)] uint64: the keys of words and pairs."""
+    first, second = (term_keys(parts) for parts in zip(*(name.partition(" ")[::2] for name in names), strict=True))
+    is_pair = np.array([" " in name for name in names])
+    return np.where(is_pair, pair_keys(first, second), first)
