@@ -67,6 +67,8 @@ def _expand(path: Any) -> Any:
     return str(Path(path).expanduser().absolute()) if is_local else path
 
 
+UseOfStudent = Literal["auto", "always", "never"]
+
 LocalOrUrl = Annotated[str, BeforeValidator(_expand)]
 
 
@@ -228,6 +230,22 @@ class LearningSettings(Settings):
     people: Annotated[int, Field(ge=0)] = 8_000
 
 
+class StudentSettings(Settings):
+    """The student of the encoder (``training.student``), which answers where the encoder is too busy or away.
+
+    ``texts``: of the catalogue that it learns from, at most. ``queries``: cut out of them, at most; those that are not
+    encoded within ``seconds`` are left out. ``dim``: of its vectors, which are projected to the dimension of the
+    encoder. ``terms``: words and pairs of words that have a vector of their own.
+    """
+
+    texts: PositiveInt = 20_000
+    queries: PositiveInt = 20_000
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    dim: Annotated[int, Field(ge=16)] = 256
+    terms: PositiveInt = 50_000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class WorkerSettings(Settings):
     """What the job may use. ``encoders``: None = one an accelerator, or one a core."""
 
@@ -239,7 +257,8 @@ class WorkerSettings(Settings):
 class BuildSettings(Settings):
     """Everything the indexing job needs.
 
-    ``state``: where the live changes of items are, as in ``ServeSettings``; None = none are folded in.
+    ``state``: where the live changes of items are, as in ``ServeSettings``; None = none are folded in. ``student``:
+    None = the encoder gets none; ``jobs/train.py`` fits one by default.
     """
 
     catalog: CatalogSettings
@@ -249,14 +268,15 @@ class BuildSettings(Settings):
     index: IndexSettings = IndexSettings()
     behaviour: BehaviourSettings = BehaviourSettings()
     learning: LearningSettings = LearningSettings()
+    student: StudentSettings | None = None
     workers: WorkerSettings = WorkerSettings()
 
     def with_everything(self) -> Self:
-        """These settings with all models that can be fitted on behaviour."""
-        if self.behaviour.sequence is not None:
-            return self
-        behaviour = self.behaviour.model_copy(update={"sequence": SequenceSettings()})
-        return self.model_copy(update={"behaviour": behaviour})
+        """These settings with all models that can be fitted."""
+        sequence = SequenceSettings() if self.behaviour.sequence is None else self.behaviour.sequence
+        student = StudentSettings() if self.student is None else self.student
+        behaviour = self.behaviour.model_copy(update={"sequence": sequence})
+        return self.model_copy(update={"behaviour": behaviour, "student": student})
 
 
 class ProfileSettings(Settings):
@@ -481,6 +501,8 @@ class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
     ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
+    ``student``: where the snapshot has one, ``auto`` = it encodes queries that would wait for the encoder for more than
+    15 % of ``deadline_s``, and all while the encoder is away; ``always`` = all queries; ``never`` = none.
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
     """
@@ -494,6 +516,7 @@ class ServeSettings(Settings):
     candidates_per_source: PositiveInt = 200
     cached_queries: Annotated[int, Field(ge=0)] = 10_000
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
+    student: UseOfStudent = "auto"
     gateway: GatewayTierSettings = GatewayTierSettings()
     encoder_tier: EncoderTierSettings = EncoderTierSettings()
     shard_tier: TierSettings = TierSettings()

@@ -36,7 +36,7 @@ def term_key(term: str) -> int:
 
 def term_keys(terms: Iterable[str]) -> NDArray[np.uint64]:
     """``term_key`` of each term: [t] uint64."""
-    return np.fromiter((term_key(term) for term in terms), dtype=np.uint64)
+    return np.fromiter(map(term_key, terms), dtype=np.uint64)
 
 
 def shard_of(key: int, n_shards: int) -> int:

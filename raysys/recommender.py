@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from raysys.arrange import Arranged, Arranger
 from raysys.clock import Clock, SystemClock
-from raysys.config import ProfileSettings, RankingSettings
-from raysys.encoder.protocol import Role
+from raysys.config import ProfileSettings, RankingSettings, UseOfStudent
+from raysys.encoder.protocol import Encoder, Role
 from raysys.errors import Unavailable, UnknownItem
 from raysys.explain import Asked, Explainer, Ranks
 from raysys.keys import item_keys
@@ -46,6 +46,7 @@ from raysys.types import (
     Vectors,
 )
 
+STUDENT = "encoder: student"  # what ``degraded`` says of a query that it encoded
 LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 
 # [dim] float32 for one text, as a query or as an item. Raises Unavailable.
@@ -96,7 +97,8 @@ class Recommender:
     """Answers requests over one snapshot. ``settings``: of profiles, with what they leave to the snapshot.
 
     ranking: the rules of the list as a whole; None = the defaults. Raises ConfigError where the snapshot does not have
-    their fields. times_shown: of new items, where several recommenders explore together.
+    their fields. times_shown: of new items, where several recommenders explore together. use_student: where the
+    snapshot has one, ``auto`` = where ``encode`` raises Unavailable, ``always`` = instead of it.
     """
 
     def __init__(
@@ -110,8 +112,11 @@ class Recommender:
         clock: Clock | None = None,
         ranking: RankingSettings | None = None,
         times_shown: TimesShown | None = None,
+        use_student: UseOfStudent = "auto",
     ) -> None:
         self.lookup, self.catalogue = lookup, lookup.catalogue
+        self._student = None if use_student == "never" else self.catalogue.student
+        self._always_student = use_student == "always"
         self._encode_text, self._shards, self._ranker = encode, shards, ranker
         self._given_settings, self._k = settings, k
         self._times_shown = TimesShown() if times_shown is None else times_shown
@@ -159,7 +164,7 @@ class Recommender:
         Scores are plain similarities. Raises UnknownItem, and Unavailable when the text cannot be encoded.
         """
         trace = Trace(self._clock)
-        vector = await self._target(request)
+        vector = await self._target(request, trace)
         trace.mark("encode")
         nothing = seeds(Profile(""), self.settings)
         query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes(), self._clock.now_s())
@@ -210,9 +215,9 @@ class Recommender:
         arranged = await self._arrange(request, asked.known.items, candidates, n_found, scores, trace)
         return _Ranked(candidates, scores, arranged)
 
-    async def _target(self, request: Request) -> Vectors:
+    async def _target(self, request: Request, trace: Trace) -> Vectors:
         if request.query is not None:
-            return await self._encode_text(request.query, "query")
+            return await self._vector(request.query, trace)
         for item_id in self.lookup.unknown(request.positive):
             raise UnknownItem("item_id", f"the catalogue holds no item {item_id!r}")
         vectors, _ = await self.lookup.vectors(request.positive)
@@ -242,12 +247,24 @@ class Recommender:
         if text is None:
             return None
         try:
-            return await self._encode_text(text, "query")
+            return await self._vector(text, trace)
         except Unavailable:
             trace.degraded.append("encoder")
             return None
         finally:
             trace.mark("encode")
+
+    async def _vector(self, query: str, trace: Trace) -> Vectors:
+        """That of the encoder, or of its student, where there is one. Raises Unavailable where there is none."""
+        if self._student is not None and self._always_student:
+            return _alone(self._student, query)
+        try:
+            return await self._encode_text(query, "query")
+        except Unavailable:
+            if self._student is None:
+                raise
+            trace.degraded.append(STUDENT)
+            return _alone(self._student, query)
 
     def _recall_query(
         self,
@@ -399,6 +416,11 @@ class Recommender:
             timings_ms=trace.finish(),
             unmet=unmet,
         )
+
+
+def _alone(encoder: Encoder, query: str) -> Vectors:
+    vector: Vectors = encoder.encode([query], "query")[0]
+    return vector
 
 
 def _unwanted(request: Request, profile: Profile, known: Seeds) -> set[str]:

@@ -21,6 +21,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(_folded(text))
 
 
+def spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end, as it is written."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
 def is_cjk(word: str) -> bool:
     """Whether this word is one CJK character."""
     return _CJK_CHARACTER.match(word) is not None

@@ -20,14 +20,15 @@ from starlette.types import ASGIApp
 from raysys.clock import Clock
 from raysys.config import (
     BuildSettings,
-    EncoderTierSettings,
     ProfileSettings,
     RankingSettings,
     ServeSettings,
     TierSettings,
+    UseOfStudent,
 )
 from raysys.data.synthetic import START_S, World, make_world
 from raysys.encoder.hashing import HashEncoder
+from raysys.encoder.protocol import Encoder
 from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
@@ -182,6 +183,7 @@ def recommender(
     ranker: Ranker | None = None,
     clock: Clock | None = None,
     k: int = K,
+    use_student: UseOfStudent = "auto",
 ) -> Recommender:
     """The path over the snapshot in this folder, in this process; parts may be replaced."""
     return Recommender(
@@ -192,6 +194,7 @@ def recommender(
         ProfileSettings(),
         k,
         FixedClock() if clock is None else clock,
+        use_student=use_student,
     )
 
 
@@ -221,7 +224,12 @@ async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, A
 
 
 async def serve_here(
-    store: SnapshotStore, state: Path, clock: Clock | None = None, ready: bool = True, **settings: Any
+    store: SnapshotStore,
+    state: Path,
+    clock: Clock | None = None,
+    ready: bool = True,
+    model: Encoder | None = None,
+    **settings: Any,
 ) -> Served:
     """The published snapshot of this store behind the HTTP API, with what people do in the file ``state``."""
     clock = FixedClock() if clock is None else clock
@@ -229,10 +237,11 @@ async def serve_here(
     serving = ServeSettings(index_root=str(store.root), state=str(state), **settings)
     front = Front(serving, clock)
     catalogue = Catalogue(store.folder(store.current_id()))
-    encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
+    encoder = ThreadEncoder(HashEncoder(DIM) if model is None else model, serving.encoder_tier, serving.deadline_s)
     shards = HostedRecall(len(catalogue.shards), store, front.state, TierSettings(), ProfileSettings())
     await shards.prepare(catalogue.snapshot_id)
-    await front.take(catalogue, encoder.encode, shards, LocalRanker(serving.ranking))
+    ranker = LocalRanker(serving.ranking)
+    await front.take(catalogue, encoder.encode, shards, ranker, encoder.encode_in_time)
 
     async def stop() -> None:
         await shards.stop()

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raysys.encoder.student import ABOUT, FOLDER, Student
 from raysys.index.contrast import Contrast
 from raysys.index.manifest import Manifest, read_manifest
 from raysys.index.shard_files import ShardFiles, rows_of
@@ -46,6 +47,7 @@ class Catalogue:
         self.manifest: Manifest = read_manifest(folder)
         self.contrast = Contrast.load(folder) if self.manifest.has_contrast else None
         self.models = open_models(folder, self.manifest)
+        self.student = _student(folder, self.manifest)
         self.shards = [
             ShardFiles(folder / shard.folder, shard.index_kind, self.manifest.metric) for shard in self.manifest.shards
         ]
@@ -137,6 +139,13 @@ class Catalogue:
             }
             for files in self.shards
         ]
+
+
+def _student(folder: Path, manifest: Manifest) -> Student | None:
+    """The student of the snapshot's encoder; None where the build has fitted none."""
+    if f"{FOLDER}/{ABOUT}" not in manifest.files:
+        return None
+    return Student.load(folder / FOLDER, manifest.encoder_identity)
 
 
 def _places(found: Found) -> Iterator[tuple[int, int]]:

@@ -9,10 +9,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from raysys.clock import Clock, SystemClock
 from raysys.errors import Overloaded, Unavailable
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+
+PATIENCE = (
+    0.15  # the share of a deadline after which a query is encoded otherwise; admission is to refuse later than that
+)
+LATEST = 0.3  # the weight of the last call in the mean time of a call
 
 
 class Coalescer(Generic[Q, A]):
@@ -29,11 +35,14 @@ class Coalescer(Generic[Q, A]):
         max_batch: int,
         max_in_flight: int,
         max_waiting: int,
+        clock: Clock | None = None,
     ) -> None:
         self._call = call
         self._max_batch, self._max_in_flight, self._max_waiting = max_batch, max_in_flight, max_waiting
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], float] = {}  # and when each began
+        self._clock = SystemClock() if clock is None else clock
+        self._call_s: float | None = None
         self.n_asking = 0
 
     async def ask(self, question: Q) -> A:
@@ -50,6 +59,31 @@ class Coalescer(Generic[Q, A]):
         finally:
             self.n_asking -= 1
 
+    async def ask_within(self, question: Q, seconds: float) -> A:
+        """As ``ask``. Raises Unavailable when the answer is not there in time, and at once where it would not be."""
+        expected_s = self.expected_s()
+        if expected_s > seconds:
+            raise Unavailable(f"the answer is expected in {expected_s:.3g} s, and wanted within {seconds:g} s")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.ask(question)
+        except TimeoutError as error:
+            raise Unavailable(f"no answer within {seconds:g} s") from error
+
+    def expected_s(self) -> float:
+        """In how many seconds one more question would be answered: what calls took lately, times the rounds to come.
+
+        A call that has taken longer already says more than those before it. 0 while nothing is asked: whatever was the
+        matter, the next question finds out.
+        """
+        if not self._calls and not self._waiting:
+            return 0.0
+        now_s = self._clock.monotonic_s()
+        longest_s = now_s - min(self._calls.values(), default=now_s)
+        call_s = max(longest_s, 0.0 if self._call_s is None else self._call_s)
+        calls = len(self._calls) + 1 + len(self._waiting) // self._max_batch
+        return call_s * -(-calls // self._max_in_flight)
+
     def _is_full(self) -> bool:
         if len(self._waiting) >= self._max_waiting:  # those who went away do not count
             self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
@@ -60,7 +94,7 @@ class Coalescer(Generic[Q, A]):
             batch = self._next_batch()
             if batch:
                 task = asyncio.create_task(self._run(batch))
-                self._calls.add(task)
+                self._calls[task] = self._clock.monotonic_s()
                 task.add_done_callback(self._finished)
 
     def _next_batch(self) -> list[tuple[Q, asyncio.Future[A]]]:
@@ -72,7 +106,8 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._calls.discard(task)
+        took_s = self._clock.monotonic_s() - self._calls.pop(task)
+        self._call_s = took_s if self._call_s is None else self._call_s + LATEST * (took_s - self._call_s)
         self._send()
 
     async def _run(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:

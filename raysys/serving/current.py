@@ -106,16 +106,21 @@ async def open_current(
     metrics: Metrics,
     clock: Clock,
     times_shown: TimesShown,
+    encode_query: Encode | None = None,
 ) -> Current:
     """The parts for one snapshot, caught up with the changes after it. Raises Unavailable, and ConfigError for rules of
-    the list, in whatever arm, that do not fit the snapshot."""
+    the list, in whatever arm, that do not fit the snapshot.
+
+    encode_query: for the queries of requests; None = as all other texts. What is kept, of items and people, is encoded
+    by ``encode`` always.
+    """
     texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint(), clock, metrics.freshness)
     live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
-    size = settings.cached_queries
+    size, encode_query = settings.cached_queries, encode if encode_query is None else encode_query
     recommender = Recommender(
         Lookup(catalogue, live),
-        QueryCache(encode, size, metrics.query_vectors).encode if size else encode,
+        QueryCache(encode_query, size, metrics.query_vectors).encode if size else encode_query,
         shards,
         ranker,
         settings.profile,
@@ -123,6 +128,7 @@ async def open_current(
         clock,
         settings.ranking,
         times_shown,
+        settings.student,
     )
     by_arms = {
         arms: _of_arms(arms, recommender, of_lists, settings.ranking, ranker)

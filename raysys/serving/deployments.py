@@ -114,7 +114,8 @@ class Gateway:
         here = LocalRanker(self._settings.ranking, catalogue.folder)  # a damaged ranking is refused before it is used
         ranker = NearRanker(here, self._ranker, lambda: self._shards.n_asking)
         await self._shards.prepare(snapshot_id, START_DEADLINE_S)
-        await self._front.take(catalogue, self._encoder.encode, self._shards, ranker)
+        in_time = self._encoder.encode_in_time
+        await self._front.take(catalogue, self._encoder.encode, self._shards, ranker, in_time)
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
         """Ready when a snapshot is in use, and every shard holds it and reads the same state store."""

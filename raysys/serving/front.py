@@ -64,8 +64,19 @@ class Front:
         )
         return self._closing_last(create_app(routes, health))
 
-    async def take(self, catalogue: Catalogue, encode: Encode, shards: Recall, ranker: Ranker) -> None:
-        """Answer from this snapshot, and every change after it, from the next request on. Raises Unavailable."""
+    async def take(
+        self,
+        catalogue: Catalogue,
+        encode: Encode,
+        shards: Recall,
+        ranker: Ranker,
+        encode_in_time: Encode | None = None,
+    ) -> None:
+        """Answer from this snapshot, and every change after it, from the next request on. Raises Unavailable.
+
+        encode_in_time: raises Unavailable early, for queries that a student can encode; None = there is none such.
+        """
+        gives_up = encode_in_time is not None and catalogue.student is not None and self._settings.student == "auto"
         current = await open_current(
             catalogue,
             encode,
@@ -76,6 +87,7 @@ class Front:
             self._metrics,
             self._clock,
             self._times_shown,
+            encode_in_time if gives_up else None,
         )
         await self.in_use.replace(current)
         if self._housekeeping is None:

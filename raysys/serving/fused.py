@@ -25,7 +25,7 @@ class FusedGateway:
         model = build_encoder(encoder, settings.encoder_tier.threads)
         model.encode(["warm up"], "query")
         self._identity = model.identity
-        self._encoder = ThreadEncoder(model, settings.encoder_tier)
+        self._encoder = ThreadEncoder(model, settings.encoder_tier, settings.deadline_s)
         self._shards: HostedRecall | None = None
         self._front = Front(settings)
         self._follower = Follower(self._store, self._take)
@@ -48,7 +48,7 @@ class FusedGateway:
         )
         await shards.prepare(snapshot_id)
         ranker = LocalRanker(self._settings.ranking, catalogue.folder)
-        await self._front.take(catalogue, self._encoder.encode, shards, ranker)
+        await self._front.take(catalogue, self._encoder.encode, shards, ranker, self._encoder.encode_in_time)
         previous, self._shards = self._shards, shards
         if previous is not None:
             await previous.stop()

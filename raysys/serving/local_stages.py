@@ -14,7 +14,7 @@ from raysys.encoder.protocol import Encoder, Role
 from raysys.errors import RaysysError
 from raysys.index.store import SnapshotStore
 from raysys.recommender import Ranker
-from raysys.serving.coalescer import Coalescer
+from raysys.serving.coalescer import PATIENCE, Coalescer
 from raysys.serving.shard_host import Asked, ShardHost, recall_thread
 from raysys.state.protocol import StateStore
 from raysys.types import Candidates, RecallQuery, Vectors
@@ -25,8 +25,8 @@ MANY = 4  # requests: so many share a call well
 class ThreadEncoder:
     """An encoder in a thread of this process; waiting texts are encoded together."""
 
-    def __init__(self, encoder: Encoder, tier: TierSettings) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder, tier: TierSettings, deadline_s: float) -> None:
+        self._encoder, self._patience_s = encoder, PATIENCE * deadline_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._coalescer: Coalescer[tuple[str, Role], Vectors] = Coalescer(
             self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
@@ -37,6 +37,10 @@ class ThreadEncoder:
 
     async def encode(self, text: str, role: Role) -> Vectors:
         return await self._coalescer.ask((text, role))
+
+    async def encode_in_time(self, text: str, role: Role) -> Vectors:
+        """As ``encode``, for those who have a student to ask instead. Raises Unavailable early."""
+        return await self._coalescer.ask_within((text, role), self._patience_s)
 
 
 class HostedRecall:

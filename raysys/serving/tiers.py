@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from raysys.config import TierSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Overloaded, Unavailable
-from raysys.serving.coalescer import Coalescer
+from raysys.serving.coalescer import PATIENCE, Coalescer
 from raysys.types import Candidates, RecallQuery, Vectors
 
 A = TypeVar("A")
@@ -63,6 +63,10 @@ class Tier:
         """How many wait for this tier or for their answer."""
         return self._coalescer.n_asking
 
+    async def ask_in_time(self, question: Any) -> Any:
+        """As ``ask``. Raises Unavailable where it takes more than ``PATIENCE`` of the deadline, or would."""
+        return await self._coalescer.ask_within(question, PATIENCE * self._deadline_s)
+
     async def ask(self, question: Any) -> Any:
         """Raises Unavailable, Overloaded, or what the tier answered this question with."""
         try:
@@ -80,6 +84,11 @@ class RemoteEncoder:
 
     async def encode(self, text: str, role: Role) -> Vectors:
         vector: Vectors = await self._tier.ask((text, role))
+        return vector
+
+    async def encode_in_time(self, text: str, role: Role) -> Vectors:
+        """As ``encode``, for those who have a student to ask instead. Raises Unavailable early."""
+        vector: Vectors = await self._tier.ask_in_time((text, role))
         return vector
 
 

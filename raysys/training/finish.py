@@ -24,6 +24,7 @@ from raysys.keys import item_keys
 from raysys.training import behaviour, spaces, words
 from raysys.training.items import reject_rows
 from raysys.training.plan import BuildPlan
+from raysys.training.student import stage as student
 from raysys.training.transition import PairCounts
 from raysys.types import Keys, Vectors
 
@@ -120,6 +121,7 @@ def seal(
     contrast = _contrast(plan, identity, [moments for _, moments in finished])
     words.vocabulary(plan).save(plan.snapshot)
     spaces.publish(plan)
+    student.publish(plan)
     with (plan.snapshot / QUARANTINE).open("wb") as file:
         file.writelines(orjson.dumps(row) + b"\n" for row in reject_rows(plan))
     (plan.snapshot / REPORT).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

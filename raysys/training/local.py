@@ -9,6 +9,7 @@ from raysys.training import behaviour, factor_blocks, finish, items, learn, log
 from raysys.training.held_out import HeldOut
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
+from raysys.training.student.stage import fit_student
 
 
 def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
@@ -19,6 +20,8 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         identity, latest_s = stage(plan, report)
         report.add(_fit(plan, latest_s))
         report.add(fit_sequence(plan, identity))
+        if settings.student is not None:
+            report.student = fit_student(plan, build_encoder(settings.encoder), clock)
         finished = [finish.finish_shard(plan, part, identity) for part in range(plan.n_shards)]
         held_out = log.hold_out(plan, latest_s)
         if held_out is not None:

@@ -20,6 +20,7 @@ class Report:
         self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.learned: Mapping[str, Any] = {}  # the report on the ranking
+        self.student: Mapping[str, Any] = {}  # the report on the student
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -48,6 +49,7 @@ class Report:
             **self.counts,
             "rejected": dict(self.rejected),
             "ranking": dict(self.learned),
+            "student": dict(self.student),
             "stages_s": self.stages_s,
             "total_s": round(self._clock.monotonic_s() - self._start_s, 3),
             "texts_per_s": round(texts / encode_s, 1) if texts >= MIN_TEXTS_FOR_SPEED and encode_s > 0 else None,
@@ -86,6 +88,7 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
             f"{get('sequence_epochs')} epochs"
         )
     yield from _ranking(report.get("ranking", {}))
+    yield from _student(report.get("student", {}))
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"
@@ -94,6 +97,17 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
         yield f"  fewer items than shards: {n_shards - get('items', 0)} shard(s) or more are empty"
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["stages_s"].items())
     yield f"seconds: {stages}; {report['total_s']:.1f} s in all"
+
+
+def _student(student: Mapping[str, Any]) -> Iterable[str]:
+    if "why_not" in student:
+        yield f"no student of the encoder: {student['why_not']}"
+    elif student:
+        yield (
+            f"student of the encoder, from {student['texts']:,} texts and {student['queries']:,} queries: cosine "
+            f"{student['cosine']:.3f}, and {student['overlap@10']:.1%} of the encoder's ten nearest items, by "
+            f"{student['held_out']:,} other queries"
+        )
 
 
 def _ranking(learned: Mapping[str, Any]) -> Iterable[str]:

@@ -22,7 +22,7 @@ from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.lookup import Lookup, NothingLive
 from raysys.ranking.learned import LearnedRanking
-from raysys.recommender import Recommender
+from raysys.recommender import STUDENT, Recommender
 from raysys.serving.deploy import replica_pids
 from raysys.serving.session import LocalService
 from raysys.training.local import build_here
@@ -40,8 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def raw(folder: Path) -> dict[str, Any]:
-    """Of enough people that the ranking is learned."""
-    return world_settings(folder, n_users=400, behaviour={"factors": "always", "factors_dim": 16})
+    """Of enough people that the ranking is learned, and enough texts for a student."""
+    fitted = {"behaviour": {"factors": "always", "factors_dim": 16}, "student": {"queries": 400, "dim": 64}}
+    return world_settings(folder, n_users=400, **fitted)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,8 @@ def test_the_job_publishes_a_snapshot_and_reports(job_log: list[str], raw: dict[
     learned = LearnedRanking.load(store.folder(manifest.snapshot_id))
     assert learned is not None
     assert [line for line in job_log if line.startswith(f"ranking by {learned.report['chosen']}: NDCG@10 of settings")]
+    assert "student/student.json" in manifest.files
+    assert [line for line in job_log if line.startswith("student of the encoder, from ")]
     assert not (store.root / "staging" / manifest.snapshot_id).exists()
 
 
@@ -188,6 +191,16 @@ def test_what_a_friend_buys_is_in_the_very_next_answer(api: Client) -> None:
     answer = api.recommend(user_id=user, limit=5)
     assert [item["item_id"] for item in answer["items"] if "friends" in item["sources"]] == [bought]
     assert answer["degraded"] == answer["reasons"] == []
+
+
+def test_the_student_answers_for_a_dead_encoder(service: LocalService, api: Client, raw: dict[str, Any]) -> None:
+    title = oracle(raw["index"]["root"]).catalogue.metadata(0, 3)["title"]
+    (pid,) = replica_pids(service.head.dashboard_url, service.token)["encoder"]
+    os.kill(pid, signal.SIGKILL)
+    answers = [api.recommend(query=title, limit=5) for _ in range(5)]
+    assert all(any("query" in item["sources"] for item in answer["items"]) for answer in answers)
+    assert all(answer["degraded"] in ([], [STUDENT]) for answer in answers)
+    poll("the encoder is back", lambda: api.recommend(query=title, limit=5)["degraded"] == [])
 
 
 def test_a_new_snapshot_is_taken_up_without_a_restart_or_a_failed_request(

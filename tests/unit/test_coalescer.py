@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from support import FixedClock
 
 from raysys.errors import InvalidInput, Overloaded, Unavailable
 from raysys.serving.coalescer import Coalescer
@@ -15,7 +16,8 @@ class Tier:
     def __init__(self, max_batch: int = 8, max_in_flight: int = 1, max_waiting: int = 100) -> None:
         self.batches: list[list[str]] = []
         self.gates: list[asyncio.Event] = []
-        self.coalescer: Coalescer[str, str] = Coalescer(self._call, max_batch, max_in_flight, max_waiting)
+        self.clock = FixedClock()
+        self.coalescer: Coalescer[str, str] = Coalescer(self._call, max_batch, max_in_flight, max_waiting, self.clock)
 
     async def _call(self, batch: list[str]) -> Sequence[str | Exception]:
         gate = asyncio.Event()
@@ -242,3 +244,72 @@ async def test_a_call_that_is_cut_off_leaves_nobody_waiting() -> None:
     coalescer: Coalescer[str, str] = Coalescer(call, 8, 1, 10)
     with pytest.raises(Unavailable, match="cut off"):
         await asyncio.wait_for(coalescer.ask("a"), timeout=5)
+
+
+async def call_of(tier: Tier, seconds: float) -> None:
+    """One call that takes so long."""
+    (task,) = tier.ask("a")
+    await turns()
+    tier.clock.at_s += seconds
+    tier.gates[-1].set()
+    await task
+
+
+async def test_what_is_expected_is_the_time_of_a_call_times_the_rounds_to_come() -> None:
+    tier = Tier(max_batch=2, max_in_flight=1)
+    await call_of(tier, 2.0)
+    assert tier.coalescer.expected_s() == 0.0  # nobody asks: the next question goes at once
+    tier.ask("a")
+    await turns()
+    assert tier.coalescer.expected_s() == 4.0  # the call that is out, then ours
+    tier.ask("b")
+    await turns()
+    assert tier.coalescer.expected_s() == 4.0  # there is room beside b
+    tier.ask("c")
+    await turns()
+    assert tier.coalescer.expected_s() == 6.0
+
+
+async def test_calls_side_by_side_take_no_longer() -> None:
+    tier = Tier(max_batch=1, max_in_flight=2)
+    await call_of(tier, 2.0)
+    tier.ask("a")
+    await turns()
+    assert tier.coalescer.expected_s() == 2.0
+    tier.ask("b")
+    await turns()
+    assert tier.coalescer.expected_s() == 4.0
+
+
+async def test_the_latest_calls_count_most_and_one_that_hangs_more_than_all() -> None:
+    tier = Tier(max_batch=1, max_in_flight=1)
+    await call_of(tier, 10.0)
+    await call_of(tier, 0.0)
+    tier.ask("a")
+    await turns()
+    assert tier.coalescer.expected_s() == pytest.approx(2 * 7.0)
+    tier.clock.at_s += 30.0
+    assert tier.coalescer.expected_s() == pytest.approx(2 * 30.0)
+
+
+async def test_who_would_wait_too_long_is_told_at_once_and_does_not_wait() -> None:
+    tier = Tier(max_batch=1, max_in_flight=1)
+    await call_of(tier, 2.0)
+    patient = tier.ask("a")
+    await turns()
+    with pytest.raises(Unavailable, match=r"expected in 4 s, and wanted within 3\.5 s"):
+        await tier.coalescer.ask_within("b", 3.5)
+    within = asyncio.create_task(tier.coalescer.ask_within("c", 4.0))
+    await turns()
+    tier.gates[-1].set()
+    await turns()
+    tier.gates[-1].set()
+    assert await asyncio.gather(*patient, within) == ["A", "C"]
+    assert tier.batches == [["a"], ["a"], ["c"]]
+
+
+async def test_an_answer_that_does_not_come_in_time_is_not_waited_for() -> None:
+    tier = Tier()
+    with pytest.raises(Unavailable, match=r"no answer within 0\.01 s"):
+        await tier.coalescer.ask_within("a", 0.01)
+    assert tier.batches == [["a"]]

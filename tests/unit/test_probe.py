@@ -187,6 +187,6 @@ async def serve_over(store: SnapshotStore, state: str) -> tuple[Front, HostedRec
     front, catalogue = Front(settings), Catalogue(store.folder(store.current_id()))
     shards = HostedRecall(len(catalogue.shards), store, front.state, TierSettings(), ProfileSettings())
     await shards.prepare(catalogue.snapshot_id)
-    encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings())
+    encoder = ThreadEncoder(HashEncoder(DIM), EncoderTierSettings(), settings.deadline_s)
     await front.take(catalogue, encoder.encode, shards, LocalRanker(RankingSettings()))
     return front, shards

@@ -117,7 +117,7 @@ def test_it_is_off_unless_asked_for(shop: Shop) -> None:
 
 def test_everything_means_the_sequence_model_too(settings: BuildSettings, shop: Shop) -> None:
     assert shop.settings(2).with_everything().behaviour.sequence == SequenceSettings()
-    assert settings.with_everything() == settings
+    assert settings.with_everything().behaviour == settings.behaviour
 
 
 def test_without_events_there_is_none(settings: BuildSettings, tmp_path: Path) -> None:

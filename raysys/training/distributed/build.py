@@ -24,6 +24,7 @@ from raysys.training import behaviour, factor_blocks, finish, items, learn, log
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 from raysys.training.sequence import stage as sequence
+from raysys.training.student.stage import fit_student
 
 Say = Callable[[str], None]
 PROGRESS_EVERY_S = 2.0
@@ -86,6 +87,7 @@ class _Build:
             self._report.add(factor_blocks.counts(self._plan))
         for fit in fits:
             self._fit_sequence(fit.plan, identity)
+        self._fit_student()
         finished = self._finish(identity)
         if held_out is not None:
             self._learn(fits[1].plan, identity)
@@ -197,6 +199,13 @@ class _Build:
             self._report.add(counts | progress.counts())
         self._say(f"sequence model: {progress.epochs} epochs, the best {progress.best + 1}")
 
+    def _fit_student(self) -> None:
+        if self._plan.settings.student is None:
+            return
+        gpus = self._plan.settings.workers.gpus_per_encoder
+        with self._report.stage("student"):
+            self._report.student = ray.get(_fit_student.options(num_gpus=gpus).remote(self._plan))
+
     def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
             finished = _finished(self._plan, identity)
@@ -306,6 +315,12 @@ def _run(plan: BuildPlan, task: factor_blocks.Task, *before: None) -> None:
 @ray.remote
 def _write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
     return sequence.write_histories(plan, identity)
+
+
+@ray.remote
+def _fit_student(plan: BuildPlan) -> dict[str, Any]:
+    os.nice(ENCODER_NICENESS)
+    return fit_student(plan, build_encoder(plan.settings.encoder, threads=1), SystemClock())
 
 
 @ray.remote
