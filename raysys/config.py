@@ -474,11 +474,30 @@ def _check_experiments(experiments: Sequence[ExperimentSettings]) -> Sequence[Ex
     return experiments
 
 
+def _check_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must be a whole URL, such as http://127.0.0.1:4318/v1/traces")
+    return url
+
+
+class TracingSettings(Settings):
+    """Spans of requests, sent over OTLP/HTTP to an OpenTelemetry collector (``serving.spans``; extra ``tracing``).
+
+    ``endpoint``: the whole URL that takes traces. ``share``: of the requests that come without a ``traceparent``; with
+    one, its sampled flag decides.
+    """
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] = "http://127.0.0.1:4318/v1/traces"
+    service_name: Annotated[str, Field(min_length=1)] = "raysys"
+    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
     ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
+    ``tracing``: None = no spans are made.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -496,6 +515,7 @@ class ServeSettings(Settings):
     impressions: ImpressionSettings = ImpressionSettings()
     experiments: Annotated[tuple[ExperimentSettings, ...], AfterValidator(_check_experiments)] = ()
     probe_every_s: Annotated[float, Field(gt=0)] | None = None
+    tracing: TracingSettings | None = None
 
 
 S = TypeVar("S", bound=Settings)
