@@ -149,6 +149,16 @@ def test_remote_answers_equal_local_ones(api: Client, raw: dict[str, Any]) -> No
         assert [item["score"] for item in remote["items"]] == pytest.approx([i.score for i in local.items], abs=1e-5)
         assert texts(remote["items"]) == texts(map(asdict, local.items))
         assert remote["degraded"] == []
+        assert_parted(remote["timings_ms"], ["encode", "recall", "rank"] if "query" in body else ["recall", "rank"])
+
+
+def assert_parted(timings_ms: dict[str, float], stages: list[str]) -> None:
+    """These stages, and no others, have the parts of a call to another process; those take no longer than the stage."""
+    parts = ("queue", "compute", "network")
+    assert {name for name in timings_ms if "." in name} == {f"{stage}.{part}" for stage in stages for part in parts}
+    for stage in stages:
+        assert min(timings_ms[f"{stage}.compute"], timings_ms[f"{stage}.network"]) > 0
+        assert sum(timings_ms[f"{stage}.{part}"] for part in parts) <= timings_ms[stage] + 0.002  # each is rounded
 
 
 def test_every_route_answers(api: Client) -> None:
@@ -242,6 +252,7 @@ def test_fused_answers_equal_tiered_ones(
     tiered = [api.recommend(**body) for body in bodies]
     service.serve({**args, "topology": "fused"}, port)
     fused = [api.recommend(**body) for body in bodies]
+    assert not any(name.endswith(".network") for answer in fused for name in answer["timings_ms"])
     assert [one["experiments"] for one in fused] == [one["experiments"] for one in tiered]
     assert {one["arm"] for answer in fused for one in answer["experiments"]} == {"a", "b"}
     arms = [[item["item_id"] for item in answer["items"]] for answer in fused[len(bodies) - 8 :]]
