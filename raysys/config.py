@@ -497,6 +497,24 @@ def _check_experiments(experiments: Sequence[ExperimentSettings]) -> Sequence[Ex
     return experiments
 
 
+def _check_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must be a whole URL, such as http://127.0.0.1:4318/v1/traces")
+    return url
+
+
+class TracingSettings(Settings):
+    """Spans of requests, sent over OTLP/HTTP to an OpenTelemetry collector (``serving.spans``; extra ``tracing``).
+
+    ``endpoint``: the whole URL that takes traces. ``share``: of the requests that come without a ``traceparent``; with
+    one, its sampled flag decides.
+    """
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] = "http://127.0.0.1:4318/v1/traces"
+    service_name: Annotated[str, Field(min_length=1)] = "raysys"
+    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -505,6 +523,7 @@ class ServeSettings(Settings):
     15 % of ``deadline_s``, and all while the encoder is away; ``always`` = all queries; ``never`` = none.
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
+    ``tracing``: None = no spans are made.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -524,6 +543,7 @@ class ServeSettings(Settings):
     impressions: ImpressionSettings = ImpressionSettings()
     experiments: Annotated[tuple[ExperimentSettings, ...], AfterValidator(_check_experiments)] = ()
     probe_every_s: Annotated[float, Field(gt=0)] | None = None
+    tracing: TracingSettings | None = None
 
 
 S = TypeVar("S", bound=Settings)

@@ -1,5 +1,6 @@
 """The stages of the path as plain objects in one process: batch jobs, tests, evaluation, ``topology: fused``."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from raysys.encoder.protocol import Encoder, Role
 from raysys.index.catalogue import Catalogue
 from raysys.ranking.learned import open_ranker
 from raysys.recall.shard import Shard
+from raysys.trace import Call, record
 from raysys.types import Candidates, RecallQuery, Vectors
 
 
@@ -42,7 +44,11 @@ class LocalRanker:
         self._ranker = open_ranker(settings, snapshot)
 
     async def score(self, snapshot_id: str, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._ranker.score([scores])[0]
+        start_s = time.perf_counter()
+        ranked = self._ranker.score([scores])[0]
+        end_s = time.perf_counter()
+        record(Call("ranker", start_s, start_s, end_s, 0.0, end_s - start_s))
+        return ranked
 
 
 def open_shards(folder: Path) -> list[Shard]:

@@ -31,6 +31,7 @@ from raysys.ranking.learned import profile_settings
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
 from raysys.tastes import KnownTastes, Tastes, tastes
+from raysys.trace import Trace
 from raysys.types import (
     QUERY,
     Answer,
@@ -72,25 +73,6 @@ class _Ranked:
     candidates: Candidates
     scores: NDArray[np.float32]
     arranged: Arranged
-
-
-class Trace:
-    """Milliseconds spent in each stage of one request, and what did not answer."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock, self._start = clock, clock.monotonic_s()
-        self._last = self._start
-        self.timings_ms: dict[str, float] = {}
-        self.degraded: list[str] = []
-
-    def mark(self, stage: str) -> None:
-        now = self._clock.monotonic_s()
-        self.timings_ms[stage] = round((now - self._last) * 1e3, 3)
-        self._last = now
-
-    def finish(self) -> Mapping[str, float]:
-        self.timings_ms["total"] = round((self._clock.monotonic_s() - self._start) * 1e3, 3)
-        return self.timings_ms
 
 
 class Recommender:
@@ -154,7 +136,7 @@ class Recommender:
 
     async def candidates(self, request: Request, profile: Profile) -> Candidates:
         """What recall finds for this person, scored by every source and not ranked."""
-        trace = Trace(self._clock)
+        trace = Trace(self._clock, is_request=False)
         asked = await self._asked(request, profile, None, None, self._clock.now_s(), trace)
         return (await self._recall(asked.query, (), trace))[0]
 
@@ -384,7 +366,7 @@ class Recommender:
         With rules, of the items of the list; without, of as many as a source looks for: that many could be asked for,
         and would stand so. Raises Unavailable where a part did not answer.
         """
-        trace = Trace(self._clock)
+        trace = Trace(self._clock, is_request=False)
         plain = replace(request, explore=False)  # what would be does not hang on a draw, and is shown to nobody
         asked = await self._asked(plain, profile, like.friends, like.query, like.now_s, trace)
         ranked = await self._rank(asked, trace)

@@ -43,8 +43,14 @@ class Routes:
     admission: Admission
 
 
-def create_app(routes: Routes, health: Health) -> ASGIApp:
-    """The whole HTTP API, as an ASGI app."""
+class Around(Protocol):
+    def around(self, app: ASGIApp, routes: frozenset[str]) -> ASGIApp:
+        """The app with something around it. routes: the paths of the app."""
+        ...
+
+
+def create_app(routes: Routes, health: Health, tracing: Around | None = None) -> ASGIApp:
+    """The whole HTTP API, as an ASGI app. tracing: what makes spans (``serving.spans``), None = nothing does."""
     app = FastAPI(title="Raysys", version=__version__, description=__doc__, docs_url="/docs", redoc_url=None)
     install(app)
     _add_lists(app, routes.lists)
@@ -53,7 +59,8 @@ def create_app(routes: Routes, health: Health) -> ASGIApp:
     _add_operations(app, routes.metrics, health)
     _describe(app)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    return Edge(app, routes.metrics, paths, LISTS, routes.admission)
+    edge = Edge(app, routes.metrics, paths, LISTS, routes.admission)
+    return edge if tracing is None else tracing.around(edge, paths)
 
 
 def _json(content: Any, status: int = 200) -> Response:

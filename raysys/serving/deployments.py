@@ -1,6 +1,7 @@
 """The Serve deployments: each a thin shell around an object that knows nothing of Ray."""
 
 import asyncio
+import time
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from raysys.ranking.learned import open_ranker
 from raysys.serving.follower import Follower
 from raysys.serving.front import Front
 from raysys.serving.local_stages import NearRanker
+from raysys.serving.measured import Timed, timed
 from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.serving.tiers import RemoteEncoder, RemoteRanker, RemoteRecall, call
 from raysys.state.open import open_state
@@ -39,10 +41,11 @@ class Encoder:
         self._encoder.encode(["warm up"], "query")
         self._one_at_a_time = asyncio.Lock()
 
-    async def encode(self, texts: list[tuple[str, Role]]) -> list[Vectors]:
+    async def encode(self, texts: list[tuple[str, Role]]) -> Timed[Vectors]:
         """One [dim] float32 a text."""
+        came_s = time.perf_counter()
         async with self._one_at_a_time:
-            return await asyncio.to_thread(encode_each, self._encoder, texts)
+            return await timed(None, came_s, encode_each, self._encoder, texts)
 
     async def identity(self) -> EncoderIdentity:
         return self._encoder.identity
@@ -60,7 +63,7 @@ class ShardReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         await self._follower.follow(user_config["snapshot"])
 
-    async def recall(self, batch: list[tuple[str, RecallQuery]]) -> list[Candidates | Exception]:
+    async def recall(self, batch: list[tuple[str, RecallQuery]]) -> Timed[Candidates | Exception]:
         return await self._host.recall(batch)
 
     async def prepare(self, snapshot_id: str) -> None:
@@ -77,8 +80,10 @@ class Ranker:
         store = SnapshotStore(index_root)
         self._of = lru_cache(MOST_RANKINGS)(lambda snapshot_id: open_ranker(settings, store.folder(snapshot_id)))
 
-    async def score(self, batch: list[tuple[str, NDArray[np.float32]]]) -> list[NDArray[np.float32]]:
-        return [self._of(snapshot_id).score([scores])[0] for snapshot_id, scores in batch]
+    async def score(self, batch: list[tuple[str, NDArray[np.float32]]]) -> Timed[NDArray[np.float32]]:
+        start_s = time.perf_counter()
+        answers = [self._of(snapshot_id).score([scores])[0] for snapshot_id, scores in batch]
+        return Timed(answers, 0.0, time.perf_counter() - start_s)
 
 
 @serve.ingress()

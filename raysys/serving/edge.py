@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -30,8 +31,15 @@ class Metrics:
             "raysys_request_seconds", "Time to answer, by route", ["route"], buckets=BUCKETS_S, registry=self.registry
         )
         self.stage_s = Histogram(
-            "raysys_stage_seconds", "Time in a stage of the path", ["stage"], buckets=BUCKETS_S, registry=self.registry
+            "raysys_stage_seconds",
+            "Time in a stage of the path, or in a part of one: recall, recall.queue, recall.compute, recall.network",
+            ["stage"],
+            buckets=BUCKETS_S,
+            registry=self.registry,
         )
+        self.stage = cache(
+            self.stage_s.labels
+        )  # by its name, of which there are few; to look it up costs as much again
         self.degraded = Counter("raysys_degraded", "Answers given without a part", ["part"], registry=self.registry)
         self.fresh_s = Histogram(
             "raysys_freshness_seconds",

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys.clock import Clock, SystemClock
-from raysys.config import ImpressionSettings, ServeSettings
-from raysys.errors import Unavailable
+from raysys.config import ImpressionSettings, ServeSettings, TracingSettings
+from raysys.errors import ConfigError, Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.profile.reader import Profiles
 from raysys.ranking.explore import TimesShown
@@ -29,6 +29,9 @@ from raysys.serving.probe import Probe
 from raysys.serving.service import Service
 from raysys.state.open import open_state
 
+if TYPE_CHECKING:  # OpenTelemetry is an option
+    from raysys.serving.spans import Tracing
+
 HOUSEKEEPING_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -38,8 +41,10 @@ class Front:
     """Made once a gateway replica; ``take`` puts it on a snapshot."""
 
     def __init__(self, settings: ServeSettings, clock: Clock | None = None) -> None:
+        """Raises ConfigError where the settings ask for what is not installed."""
         self._settings, self._metrics = settings, Metrics()
         self._clock = SystemClock() if clock is None else clock
+        self._tracing = _open_tracing(settings.tracing, self._clock)
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
@@ -62,7 +67,7 @@ class Front:
             self._metrics,
             Admission(settings.deadline_s, self._clock),
         )
-        return self._closing_last(create_app(routes, health))
+        return self._closing_last(create_app(routes, health, self._tracing))
 
     async def take(
         self,
@@ -117,25 +122,27 @@ class Front:
         if self.probe is not None:
             await self.probe.stop()
         await self.in_use.stop()
-        await self._close_impressions()
+        await self._close_logs()
         await self.state.close()
 
     def _closing_last(self, app: ASGIApp) -> ASGIApp:
-        """The app, which writes the last impressions before it says that it has shut down."""
+        """The app, which writes the last impressions and sends the last spans before it says that it has shut down."""
 
         async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_after_closing(message: Message) -> None:
                 if message["type"] == "lifespan.shutdown.complete":
-                    await self._close_impressions()
+                    await self._close_logs()
                 await send(message)
 
             await app(scope, receive, send_after_closing if scope["type"] == "lifespan" else send)
 
         return wrapped
 
-    async def _close_impressions(self) -> None:
+    async def _close_logs(self) -> None:
         if self.impressions is not None:
             await asyncio.to_thread(self.impressions.close)
+        if self._tracing is not None:
+            await self._tracing.close()
 
     async def _keep_house(self) -> None:
         """Remove what has expired."""
@@ -154,3 +161,16 @@ def _open_impressions(settings: ImpressionSettings, clock: Clock, metrics: Metri
         "raysys_impressions_dropped", "Rows of the impression log that were lost", registry=metrics.registry
     )
     return ImpressionLog(settings.folder, settings, clock, dropped.inc)
+
+
+def _open_tracing(settings: TracingSettings | None, clock: Clock) -> "Tracing | None":
+    if settings is None:
+        return None
+    try:
+        from raysys.serving.spans import Tracing
+    except ImportError as error:
+        raise ConfigError(
+            f"tracing is on, but {error.name} is not installed: pip install 'raysys[tracing]', "
+            "or take tracing out of the settings"
+        ) from error
+    return Tracing(settings, clock)

@@ -1,6 +1,6 @@
 """The stages of the path inside one serving process: what ``topology: fused`` is made of. Knows nothing of Ray."""
 
-import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +14,8 @@ from raysys.encoder.protocol import Encoder, Role
 from raysys.errors import RaysysError
 from raysys.index.store import SnapshotStore
 from raysys.recommender import Ranker
-from raysys.serving.coalescer import PATIENCE, Coalescer
+from raysys.serving.coalescer import PATIENCE
+from raysys.serving.measured import Measured, Timed, timed
 from raysys.serving.shard_host import Asked, ShardHost, recall_thread
 from raysys.state.protocol import StateStore
 from raysys.types import Candidates, RecallQuery, Vectors
@@ -28,19 +29,21 @@ class ThreadEncoder:
     def __init__(self, encoder: Encoder, tier: TierSettings, deadline_s: float) -> None:
         self._encoder, self._patience_s = encoder, PATIENCE * deadline_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
-        self._coalescer: Coalescer[tuple[str, Role], Vectors] = Coalescer(
-            self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
+        self._coalescer: Measured[tuple[str, Role]] = Measured(
+            "encoder", self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
         )
 
-    async def _encode(self, texts: list[tuple[str, Role]]) -> Sequence[Vectors | Exception]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, encode_each, self._encoder, texts)
+    async def _encode(self, texts: list[tuple[str, Role]]) -> Timed[Vectors]:
+        return await timed(self._thread, time.perf_counter(), encode_each, self._encoder, texts)
 
     async def encode(self, text: str, role: Role) -> Vectors:
-        return await self._coalescer.ask((text, role))
+        vector: Vectors = await self._coalescer.ask((text, role))
+        return vector
 
     async def encode_in_time(self, text: str, role: Role) -> Vectors:
         """As ``encode``, for those who have a student to ask instead. Raises Unavailable early."""
-        return await self._coalescer.ask_within((text, role), self._patience_s)
+        vector: Vectors = await self._coalescer.ask_within((text, role), self._patience_s)
+        return vector
 
 
 class HostedRecall:
@@ -54,16 +57,17 @@ class HostedRecall:
     ) -> None:
         self._thread = recall_thread(tier.threads)
         self._hosts = [ShardHost(number, n_shards, store, self._thread, state, profile) for number in range(n_shards)]
-        self._coalescer: Coalescer[Asked, list[Candidates]] = Coalescer(
-            self._recall, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
+        self._coalescer: Measured[Asked] = Measured(
+            "shards", self._recall, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
         )
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         return await self._coalescer.ask((snapshot_id, query)), []
 
-    async def _recall(self, batch: list[Asked]) -> Sequence[list[Candidates] | Exception]:
+    async def _recall(self, batch: list[Asked]) -> Timed[list[Candidates] | Exception]:
+        came_s = time.perf_counter()
         missing = [await host.hold({snapshot_id for snapshot_id, _ in batch}) for host in self._hosts]
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, batch, missing)
+        return await timed(self._thread, came_s, self._answer, batch, missing)
 
     def _answer(
         self, batch: list[Asked], missing: Sequence[Mapping[str, RaysysError]]

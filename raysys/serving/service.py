@@ -13,6 +13,7 @@ from raysys.serving.current import Current, InUse
 from raysys.serving.edge import Metrics
 from raysys.serving.experiments import Arms, Assignment
 from raysys.serving.impressions import ImpressionLog, Route
+from raysys.trace import note
 from raysys.types import Answer, Cap, Profile, Promotion, Request, user_key
 
 
@@ -80,8 +81,9 @@ class Service:
         self, route: Route, request: Request, answer: Answer, unknown: Sequence[str], degraded: Sequence[str]
     ) -> dict[str, Any]:
         for stage, milliseconds in answer.timings_ms.items():
-            self._metrics.stage_s.labels(stage).observe(milliseconds / 1e3)
+            self._metrics.stage(stage).observe(milliseconds / 1e3)
         missing = [*degraded, *answer.degraded]
+        note(answer.snapshot_id, missing)
         for part in missing:
             self._metrics.degraded.labels(part).inc()
         recommendation_id = uuid.uuid4().hex if request.recommendation_id is None else request.recommendation_id

@@ -3,6 +3,7 @@ and with what people do, and answers batches of queries."""
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from raysys.recall.live import LiveItem
 from raysys.recall.shard import Shard
 from raysys.recall.trending import Trends
 from raysys.serving.background import end
+from raysys.serving.measured import Timed, timed
 from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
 from raysys.types import Candidates, Event, ItemChange, RecallQuery
@@ -170,10 +172,11 @@ class ShardHost:
             for change, row, key, is_known in zip(changes, rows, texts, known, strict=True)
         ]
 
-    async def recall(self, batch: Sequence[Asked]) -> list[Candidates | Exception]:
+    async def recall(self, batch: Sequence[Asked]) -> Timed[Candidates | Exception]:
         """One answer for each (snapshot id, query). A wrong query fails alone."""
+        came_s = time.perf_counter()
         missing = await self.hold({snapshot_id for snapshot_id, _ in batch})
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.answer, batch, missing)
+        return await timed(self._thread, came_s, self.answer, batch, missing)
 
     async def hold(self, snapshot_ids: Collection[str]) -> dict[str, RaysysError]:
         """Prepare those of these snapshots that are not held. Returns why, for each that cannot be."""
@@ -187,7 +190,7 @@ class ShardHost:
         return missing
 
     def answer(self, batch: Sequence[Asked], missing: Mapping[str, RaysysError]) -> list[Candidates | Exception]:
-        """As ``recall``, with the snapshots held and what ``hold`` said of the others. For ``thread`` only."""
+        """The answers of ``recall``, with the snapshots held and what ``hold`` said of others. For ``thread`` only."""
         gone = SnapshotNotLoaded(f"shard {self.number} has let the snapshot go for newer ones; try again")
         answers: list[Candidates | Exception] = [missing.get(snapshot_id, gone) for snapshot_id, _ in batch]
         for snapshot_id in {snapshot_id for snapshot_id, _ in batch if snapshot_id in self._held}:

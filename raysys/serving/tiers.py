@@ -13,7 +13,8 @@ from ray.serve.handle import DeploymentHandle
 from raysys.config import TierSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Overloaded, Unavailable
-from raysys.serving.coalescer import PATIENCE, Coalescer
+from raysys.serving.coalescer import PATIENCE
+from raysys.serving.measured import Measured, Timed
 from raysys.types import Candidates, RecallQuery, Vectors
 
 A = TypeVar("A")
@@ -48,14 +49,14 @@ class Tier:
     """Questions to one deployment, gathered into calls. Each is answered within the deadline, waiting included."""
 
     def __init__(
-        self, name: str, send: Callable[[Any], Awaitable[Sequence[Any]]], settings: TierSettings, deadline_s: float
+        self, name: str, send: Callable[[Any], Awaitable[Timed[Any]]], settings: TierSettings, deadline_s: float
     ) -> None:
-        async def send_batch(batch: list[Any]) -> Sequence[Any]:
+        async def send_batch(batch: list[Any]) -> Timed[Any]:
             return await call(name, lambda: send(batch), deadline_s)
 
         self._name, self._deadline_s = name, deadline_s
-        self._coalescer: Coalescer[Any, Any] = Coalescer(
-            send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests
+        self._coalescer: Measured[Any] = Measured(
+            name, send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests, is_remote=True
         )
 
     @property

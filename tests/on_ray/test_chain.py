@@ -152,6 +152,17 @@ def test_remote_answers_equal_local_ones(api: Client, raw: dict[str, Any]) -> No
         assert [item["score"] for item in remote["items"]] == pytest.approx([i.score for i in local.items], abs=1e-5)
         assert texts(remote["items"]) == texts(map(asdict, local.items))
         assert remote["degraded"] == []
+        assert_parted(remote["timings_ms"])
+
+
+def assert_parted(timings_ms: dict[str, float]) -> None:
+    """The shards, and whatever else is asked over the network, have parts that take no longer than the stage."""
+    remote = {name.removesuffix(".network") for name in timings_ms if name.endswith(".network")}
+    assert {"recall"} <= remote <= {"encode", "recall", "rank"}
+    for stage in remote:
+        parts = [timings_ms[f"{stage}.{part}"] for part in ("queue", "compute", "network")]
+        assert min(parts[1:]) > 0
+        assert sum(parts) <= timings_ms[stage] + 0.002  # each is rounded
 
 
 def test_every_route_answers(api: Client) -> None:
@@ -255,6 +266,7 @@ def test_fused_answers_equal_tiered_ones(
     tiered = [api.recommend(**body) for body in bodies]
     service.serve({**args, "topology": "fused"}, port)
     fused = [api.recommend(**body) for body in bodies]
+    assert not any(name.endswith(".network") for answer in fused for name in answer["timings_ms"])
     assert [one["experiments"] for one in fused] == [one["experiments"] for one in tiered]
     assert {one["arm"] for answer in fused for one in answer["experiments"]} == {"a", "b"}
     arms = [[item["item_id"] for item in answer["items"]] for answer in fused[len(bodies) - 8 :]]

@@ -133,7 +133,11 @@ async def test_a_recommendation(reader: httpx.AsyncClient, shop: Shop) -> None:
     assert body["snapshot_id"] == shop.snapshot(2).name
     assert body["exact"] is True
     assert (body["underfilled"], body["degraded"], body["unknown_items"]) == (False, [], [])
-    assert set(body["timings_ms"]) == {"profile", "encode", "recall", "rank", "present", "total"}
+    stages = {name for name in body["timings_ms"] if "." not in name}
+    assert stages == {"profile", "encode", "recall", "rank", "present", "total"}
+    assert {f"{stage}.{part}" for stage in ("recall", "rank") for part in ("queue", "compute")} < set(
+        body["timings_ms"]
+    )
     assert len(body["recommendation_id"]) == 32
 
 
@@ -600,7 +604,8 @@ async def test_metrics_parse_and_count(client: httpx.AsyncClient) -> None:
     assert samples["raysys_requests_total", "/v1/search", "422"] == 1
     assert samples["raysys_requests_total", "404", "other"] == 1
     assert samples["raysys_request_seconds_count", "/v1/search"] == 2
-    assert samples["raysys_stage_seconds_count", "recall"] == 1
+    for stage in ("recall", "recall.queue", "recall.compute"):
+        assert samples["raysys_stage_seconds_count", stage] == 1
     assert [samples["raysys_events_total", o] for o in ("accepted", "duplicate", "rejected")] == [1, 1, 1]
 
 

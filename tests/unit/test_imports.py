@@ -17,6 +17,7 @@ LAYERS = {
     "keys": 0,
     "words": 0,
     "clock": 0,
+    "trace": 0,
     "config": 1,
     "data": 2,
     "encoder": 2,
@@ -89,6 +90,15 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_only_one_module_imports_faiss() -> None:
     users = [path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py") if "faiss" in imported(path)]
     assert users == ["raysys/index/vector_index.py"]
+
+
+def test_open_telemetry_is_an_option() -> None:
+    def users(what: str) -> list[str]:
+        found = [path for path in FILES if any(name.startswith(what) for name in imported(path))]
+        return [path.relative_to(ROOT).as_posix() for path in found]
+
+    assert users("opentelemetry") == ["raysys/serving/spans.py"]
+    assert users("raysys.serving.spans") == ["raysys/serving/front.py"]
 
 
 def test_nothing_unpickles() -> None:

@@ -62,7 +62,7 @@ def held(host: ShardHost) -> list[str]:
 
 async def test_it_answers_as_the_shard_itself(host: ShardHost, store: SnapshotStore, snapshots: list[str]) -> None:
     await host.prepare(snapshots[0])
-    (answer,) = await host.recall([(snapshots[0], QUERY)])
+    (answer,) = (await host.recall([(snapshots[0], QUERY)])).answers
     assert isinstance(answer, Candidates)
     expected = open_shards(store.folder(snapshots[0]))[1].recall([QUERY])[0]
     assert answer.key.tolist() == expected.key.tolist()
@@ -75,7 +75,7 @@ async def test_old_and_new_answer_side_by_side(host: ShardHost, snapshots: list[
     await host.prepare(old)
     await host.prepare(new)
     assert held(host) == [old, new]
-    answers = await host.recall([(old, QUERY), (new, replace(QUERY, k=2)), (old, replace(QUERY, k=3))])
+    answers = (await host.recall([(old, QUERY), (new, replace(QUERY, k=2)), (old, replace(QUERY, k=3))])).answers
     assert [len(answer) for answer in answers] == [5, 2, 3]
 
 
@@ -99,7 +99,7 @@ async def test_preparing_twice_at_once_opens_it_once(host: ShardHost, snapshots:
 
 
 async def test_a_snapshot_asked_for_before_it_is_held_is_opened(host: ShardHost, snapshots: list[str]) -> None:
-    (answer,) = await host.recall([(snapshots[0], QUERY)])
+    (answer,) = (await host.recall([(snapshots[0], QUERY)])).answers
     assert isinstance(answer, Candidates)
     assert held(host) == [snapshots[0]]
 
@@ -109,7 +109,7 @@ async def test_a_snapshot_that_is_not_there_is_said_and_the_others_answer(
     host: ShardHost, snapshots: list[str], snapshot_id: str
 ) -> None:
     await host.prepare(snapshots[0])
-    missing, answer = await host.recall([(snapshot_id, QUERY), (snapshots[0], QUERY)])
+    missing, answer = (await host.recall([(snapshot_id, QUERY), (snapshots[0], QUERY)])).answers
     assert isinstance(missing, SnapshotNotLoaded)
     assert "shard 1 cannot serve" in str(missing)
     assert isinstance(answer, Candidates)
@@ -146,14 +146,14 @@ async def test_a_damaged_shard_is_not_taken_and_the_old_one_stays(
     with pytest.raises(SnapshotError, match=Path(name).name):
         await host.prepare(snapshots[1])
     assert held(host) == [snapshots[0]]
-    (answer,) = await host.recall([(snapshots[0], QUERY)])
+    (answer,) = (await host.recall([(snapshots[0], QUERY)])).answers
     assert isinstance(answer, Candidates)
     await host.stop()
 
 
 async def test_a_wrong_query_fails_alone(host: ShardHost, snapshots: list[str]) -> None:
     wrong = replace(QUERY, filter=parse({"must": [{"field": "colour", "match": "red"}]}))
-    good, bad, also_good = await host.recall([(snapshots[0], query) for query in (QUERY, wrong, QUERY)])
+    good, bad, also_good = (await host.recall([(snapshots[0], query) for query in (QUERY, wrong, QUERY)])).answers
     assert isinstance(good, Candidates)
     assert isinstance(bad, UnknownField)
     assert isinstance(also_good, Candidates)
@@ -166,7 +166,7 @@ async def test_status_counts_the_newest(host: ShardHost, store: SnapshotStore, s
 
 
 async def test_an_empty_batch_is_fine(host: ShardHost) -> None:
-    assert await host.recall([]) == []
+    assert (await host.recall([])).answers == []
 
 
 # What people do, and what is new
@@ -181,7 +181,7 @@ def event(n: int, item_id: str | None, kind: str = "view", age_s: float = 0.0) -
 
 async def found_by(host: ShardHost, snapshot_id: str, source: int) -> set[int]:
     """The items that this source puts forward now."""
-    (answer,) = await host.recall([(snapshot_id, replace(QUERY, now_s=time.time(), k=200))])
+    (answer,) = (await host.recall([(snapshot_id, replace(QUERY, now_s=time.time(), k=200))])).answers
     assert isinstance(answer, Candidates)
     return set(answer.key[answer.found_by >> source & 1 > 0].tolist())
 
