@@ -81,11 +81,12 @@ class Trial:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Trial":
-        """The inverse of ``as_dict``."""
+        """From what ``as_dict`` gives."""
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        """The inverse of ``from_dict``, without what is not there."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +138,7 @@ def _fastest(
 ) -> tuple[VectorIndex, Sequence[Trial]]:
     best: VectorIndex | None = None
     asked: Asked | None = None
+    centres: Vectors | None = None
     trials: list[Trial] = []
     fastest = 0.0
     for kind in candidates:
@@ -146,8 +148,9 @@ def _fastest(
             trials.append(Trial(kind, size, why_not=why_not))
             continue
         start_s = time.perf_counter()
-        index = build(vectors, kind, metric, wanted.flat_below)
+        index = build(vectors, kind, metric, wanted.flat_below, centres)
         build_s = time.perf_counter() - start_s
+        centres = index.centres if centres is None else centres
         asked = sample(index, vectors, wanted.sample) if asked is None else asked
         index, trial = _measured(index, asked, wanted, size, build_s)
         trials.append(trial)

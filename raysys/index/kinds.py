@@ -6,7 +6,7 @@ A kind is named by its layout and its codes: ``ivf_sq8`` has lists of 8-bit numb
     ivf   inverted lists around k-means centres      fp16    half-precision numbers
     hnsw  a graph of near neighbours                 sq8     8 bits a dimension (scalar quantisation)
                                                      pq      4 bits for two dimensions (product quantisation, fast scan)
-                                                     rabitq  1 bit a dimension (Gao & Long 2024, fast scan)
+                                                     rabitq  1 bit a dimension (Gao & Long 2024)
 
 What codes find is compared once more by the shard's own vectors, which are memory-mapped (``Effort.refined``).
 """
@@ -45,6 +45,7 @@ TUNED_HITS = 100  # efforts are found for so many hits; deeper searches are made
 DEEPER_BY = 0.7  # a search for c times as many hits looks c ** DEEPER_BY times as wide
 
 _ROW_ID_BYTES = 8
+_PQ_BLOCK = 32  # codes that are compared at once
 _LINK_BYTES = 4
 _HNSW_NODE_BYTES = 12  # level and offset
 _RABITQ_FACTOR_BYTES = 8
@@ -62,9 +63,9 @@ class Effort:
     breadth: int
     refined: int
 
-    def for_hits(self, k: float) -> "Effort":
-        """For k hits, among all items: where a filter leaves a tenth, 10 k of them."""
-        wider = max(1.0, k / TUNED_HITS) ** DEEPER_BY
+    def for_hits(self, k: int, share: float = 1.0) -> "Effort":
+        """For k hits among this share of the items: those that pass a filter may all lie far from the query."""
+        wider = max(1.0, k / TUNED_HITS) ** DEEPER_BY / share
         return Effort(math.ceil(self.breadth * wider), self.refined)
 
 
@@ -99,8 +100,8 @@ def pq_codes(dim: int) -> int:
 
 
 def ivf_lists(n: int) -> int:
-    """How many lists an IVF index over n vectors has: 4 sqrt(n), fewer where a list would get too little to learn."""
-    return max(1, min(4 * math.isqrt(n), n // IVF_POINTS_PER_LIST))
+    """How many lists an IVF index over n vectors has: 2 sqrt(n), fewer where a list would get too little to learn."""
+    return max(1, min(2 * math.isqrt(n), n // IVF_POINTS_PER_LIST))
 
 
 def default_effort(kind: Kind, n: int) -> Effort:
@@ -133,5 +134,6 @@ def bytes_of(kind: Kind, n: int, dim: int) -> int:
     if layout_of(kind) == "hnsw":
         return n * (each + 2 * HNSW_LINKS * _LINK_BYTES + _HNSW_NODE_BYTES)
     if layout_of(kind) == "ivf":
-        return n * (each + _ROW_ID_BYTES) + ivf_lists(n) * dim * 4
+        padding = each * _PQ_BLOCK // 2 if codes == "pq" else 0  # on average, of each list
+        return n * (each + _ROW_ID_BYTES) + ivf_lists(n) * (dim * 4 + padding)
     return n * each

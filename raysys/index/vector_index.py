@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.errors import EncoderError, InvalidInput, SnapshotError
+from raysys.index.highest import highest
 from raysys.index.kinds import (
     HNSW_LINKS,
     PQ_BITS,
@@ -51,6 +52,8 @@ _Hits = tuple[Rows, NDArray[np.float32]]  # of one query: rows and their scores,
 _NO_HITS: _Hits = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
 HNSW_BUILD_BREADTH = 100
+IVF_POINTS_PER_CENTRE = 64  # of a sample, for k-means; with more of them or more rounds lists are hardly better
+IVF_ROUNDS = 10
 EXACT_BELOW_ITEMS = 20_000
 EXACT_BELOW_SHARE = 0.02
 FETCH_MORE_FROM_SHARE = 0.5
@@ -97,8 +100,12 @@ class SearchResult:
     compared: list[NDArray[np.float32]] | None = None
 
 
-def build(vectors: Vectors, kind: str, metric: Metric, flat_below: int) -> "VectorIndex":
+def build(
+    vectors: Vectors, kind: str, metric: Metric, flat_below: int, centres: Vectors | None = None
+) -> "VectorIndex":
     """An index over [n, dim] float32 vectors, which it keeps. Zero vectors are left out.
+
+    centres: those of the lists of another index over the same vectors, so that they need not be found again.
 
     Raises EncoderError that names the first row that is not finite, or not normalised where the metric is cosine.
     """
@@ -111,6 +118,8 @@ def build(vectors: Vectors, kind: str, metric: Metric, flat_below: int) -> "Vect
     core = _empty_index(chosen, vectors.shape[1], len(rows), metric)
     complete = len(rows) == len(vectors)
     known = vectors if complete else vectors[rows]
+    if centres is not None and layout_of(chosen) == "ivf":
+        core.quantizer.add(centres)
     if not core.is_trained:
         core.train(known)
     index = core if complete else faiss.IndexIDMap(core)
@@ -176,11 +185,13 @@ def _empty_ivf(codes: str, dim: int, n: int, metric: Metric) -> Any:
         index = faiss.IndexIVFPQFastScan(centres, dim, lists, pq_codes(dim), PQ_BITS, metric_type)
         index.pq.cp.min_points_per_centroid = 1
     elif codes == "rabitq":
-        index = faiss.IndexIVFRaBitQFastScan(centres, dim, lists, metric_type)
+        index = faiss.IndexIVFRaBitQ(centres, dim, lists, metric_type)
     else:
         index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, _scalar(codes), metric_type)
     index.cp.spherical = metric != "l2"
     index.cp.min_points_per_centroid = 1  # ``ivf_lists`` has seen to it
+    index.cp.max_points_per_centroid = IVF_POINTS_PER_CENTRE
+    index.cp.niter = IVF_ROUNDS
     return index
 
 
@@ -207,6 +218,7 @@ class VectorIndex:
             index = index.index
         self._core = faiss.downcast_index(index)
         self.kind: Kind = _kind_of(self._core)
+        self.n_indexed = int(self._core.ntotal)  # rows that can be found: those with a text
 
     def __len__(self) -> int:
         """How many rows there are, those without text included."""
@@ -217,9 +229,12 @@ class VectorIndex:
         return int(self._core.d)
 
     @property
-    def n_indexed(self) -> int:
-        """How many rows can be found: those with a text."""
-        return int(self._core.ntotal)
+    def centres(self) -> Vectors | None:
+        """[lists, dim] float32: those of the inverted lists, where there are any."""
+        if layout_of(self.kind) != "ivf":
+            return None
+        found: Vectors = self._core.quantizer.reconstruct_n(0, self._core.nlist)
+        return found
 
     def with_effort(self, effort: Effort) -> "VectorIndex":
         """The same index, searched this hard where a search says nothing else."""
@@ -294,11 +309,10 @@ class VectorIndex:
     def _nearness(self, query: Vectors, rows: NDArray[np.intp] | None) -> NDArray[np.float32]:
         """[m] float32, higher is nearer, for these rows, None = all: inner products, or squared distances below 0."""
         if rows is not None:
-            return self._nearness_at(query[None], rows)[0]
+            return self._nearness_at(query[None], rows).ravel()
         if self.metric != "l2":
             return inner_products(query, self._vectors)
-        squares: NDArray[np.float32] = -_with_all(faiss.fvec_L2sqr_ny, query, self._vectors)
-        return squares
+        return -_with_all(faiss.fvec_L2sqr_ny, query, self._vectors)
 
     def _nearness_at(self, queries: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """[q, m] float32 as ``_nearness``, for the rows of each query, [q, m], or [m] for all."""
@@ -349,12 +363,13 @@ class VectorIndex:
     ) -> SearchResult:
         """Each query by the first way that gives it k hits."""
         share = n_allowed / self.n_indexed
+        wider = effort.for_hits(k, share)
         found: list[_Hits] = [_NO_HITS for _ in queries]
         asking = queries.any(axis=1)
         left = np.flatnonzero(asking)
         if inside is not None and share >= FETCH_MORE_FROM_SHARE:
-            left = self._fill(found, left, queries, k, inside, None, _with_dropped(k, share), effort)
-        left = self._fill(found, left, queries, k, inside, inside, k, effort.for_hits(k / share))
+            left = self._fill(found, left, queries, k, inside, None, _with_dropped(k, share), wider)
+        left = self._fill(found, left, queries, k, inside, inside, k, wider)
         if len(left):
             exact = self._exact(queries[left], k, self._searched(inside))
             for at, hits in zip(left, zip(exact.rows, exact.scores, strict=True), strict=True):
@@ -393,7 +408,7 @@ class VectorIndex:
         kept = ids >= 0
         if inside is not None:
             kept &= inside[ids]  # also where the index was told: some versions of FAISS let a few through
-        rows = np.where(kept, ids, 0)
+        rows = np.maximum(ids, 0)
         rows = rows if self._rows is None else self._rows[rows]
         near = self._nearness_at(queries, rows)
         return [
@@ -494,7 +509,7 @@ def _kind_of(core: Any) -> Kind:
     elif isinstance(kept, faiss.IndexIVFPQFastScan):
         codes = "_pq"
     else:
-        codes = "_rabitq" if isinstance(kept, faiss.IndexIVFRaBitQFastScan) else ""
+        codes = "_rabitq" if isinstance(kept, faiss.IndexIVFRaBitQ) else ""
     return cast(Kind, layout + codes)
 
 
@@ -516,9 +531,7 @@ def _with_all(compare: Callable[..., None], query: Vectors, vectors: Vectors) ->
 
 def _k_best(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """Positions of the k highest scores, highest first, equal ones by position."""
-    at = np.arange(len(scores))
-    if len(scores) > k > 0:
-        at = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    at = highest(scores, max(k, 1))
     best: NDArray[np.intp] = at[np.argsort(-scores[at], kind="stable")[:k]]
     return best
 
@@ -527,7 +540,9 @@ def _by_row(
     compare: Callable[..., None], queries: Vectors, vectors: Vectors, rows: NDArray[Any]
 ) -> NDArray[np.float32]:
     """[q, m] float32: what FAISS's function ``compare`` gives for each query and its rows, [q, m] or [m] for all."""
-    rows = np.ascontiguousarray(np.broadcast_to(rows, (len(queries), rows.shape[-1])), dtype=np.int64)
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (len(queries), len(rows)))
+    rows = np.ascontiguousarray(rows, dtype=np.int64)
     near = np.empty(rows.shape, dtype=np.float32)
     pointers = (faiss.swig_ptr(array) for array in (near, queries, vectors, rows))
     compare(*pointers, vectors.shape[1], *rows.shape)
