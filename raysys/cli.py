@@ -44,7 +44,7 @@ def build(
     recall: Annotated[float | None, typer.Option(help="That indexes must have, such as 0.95.")] = None,
 ) -> None:
     """Embed a catalogue and publish a snapshot of sharded indexes."""
-    settings = _with_index(_build_settings(source), memory, recall)
+    settings = with_index(_build_settings(source), memory, recall)
     from raysys.training.distributed.build import build as run
     from raysys.training.distributed.connection import connected
     from raysys.training.plan import find_inputs
@@ -101,7 +101,7 @@ def trials_table(tuned: "Tuned") -> Table:
     return table
 
 
-def _with_index(settings: BuildSettings, memory: str | None, recall: float | None) -> BuildSettings:
+def with_index(settings: BuildSettings, memory: str | None, recall: float | None) -> BuildSettings:
     """The settings, but for what the command line says about the index. Raises ConfigError."""
     given = {name: value for name, value in (("memory", memory), ("recall", recall)) if value is not None}
     wanted = parse(IndexSettings, given, "the command line")
