@@ -57,16 +57,18 @@ class Effort:
     """How hard one search tries, for up to ``TUNED_HITS`` hits.
 
     breadth: lists that are probed, or how broad the walk through the graph is (efSearch); 0 = neither.
-    refined: so many candidates for each hit are compared by their exact vectors.
+    refined: so many candidates for each hit are compared by their exact vectors. narrow: behind a filter that leaves a
+    share s of the items, the search is s ** -narrow times as wide.
     """
 
     breadth: int
     refined: int
+    narrow: float = 1.0
 
     def for_hits(self, k: int, share: float = 1.0) -> "Effort":
         """For k hits among this share of the items: those that pass a filter may all lie far from the query."""
-        wider = max(1.0, k / TUNED_HITS) ** DEEPER_BY / share
-        return Effort(math.ceil(self.breadth * wider), self.refined)
+        wider = max(1.0, k / TUNED_HITS) ** DEEPER_BY * share**-self.narrow
+        return Effort(math.ceil(self.breadth * wider), self.refined, self.narrow)
 
 
 def layout_of(kind: Kind) -> str:

@@ -258,17 +258,19 @@ class VectorIndex:
         _apply_threads()
         return self._approximate(queries, min(k, n_allowed), inside, n_allowed, effort or self.effort)
 
-    def search_once(self, queries: Vectors, k: int, effort: Effort) -> SearchResult:
-        """As ``search`` among all rows, by this effort and nothing else: there may be too few hits."""
+    def search_once(self, queries: Vectors, k: int, effort: Effort, allowed: Mask | None = None) -> SearchResult:
+        """As ``search``, by this effort and nothing else: there may be too few hits."""
         if self.kind == "flat":
-            return self.search(queries, k)
+            return self.search(queries, k, allowed)
         _apply_threads()
-        hits = self._hits(self._checked(queries), k, None, None, k, effort.for_hits(k))
+        inside = self._inside(allowed)
+        share = 1.0 if inside is None else float(np.mean(inside))
+        hits = self._hits(self._checked(queries), k, inside, inside, k, effort.for_hits(k, max(share, 1e-9)))
         return SearchResult([rows for rows, _ in hits], [scores for _, scores in hits], exact=False)
 
-    def search_exactly(self, queries: Vectors, k: int) -> SearchResult:
+    def search_exactly(self, queries: Vectors, k: int, allowed: Mask | None = None) -> SearchResult:
         """As ``search`` of a flat index over the same vectors: the truth that others are measured by."""
-        return self._exact(self._checked(queries), k, self._rows)
+        return self._exact(self._checked(queries), k, self._searched(self._inside(allowed)))
 
     def _is_compared_with_all(self, n_allowed: int, inside: Mask | None) -> bool:
         """Whether each allowed vector is to be compared: of few, that is faster than to search among the others."""
@@ -374,7 +376,7 @@ class VectorIndex:
             exact = self._exact(queries[left], k, self._searched(inside))
             for at, hits in zip(left, zip(exact.rows, exact.scores, strict=True), strict=True):
                 found[at] = hits
-        all_exact = len(left) == np.count_nonzero(asking)
+        all_exact = bool(len(left) == np.count_nonzero(asking))
         return SearchResult([rows for rows, _ in found], [scores for _, scores in found], exact=all_exact)
 
     def _fill(

@@ -7,7 +7,7 @@ import pytest
 
 from raysys.config import IndexSettings, parse
 from raysys.errors import ConfigError, EncoderError
-from raysys.index.choose import CANDIDATES, Trial, Wanted, choose, least_effort, sample
+from raysys.index.choose import CANDIDATES, Trial, Wanted, behind_filters, choose, least_effort, sample
 from raysys.index.kinds import KINDS, Effort, bytes_of, efforts
 from raysys.index.vector_index import build
 
@@ -81,6 +81,20 @@ def test_the_effort_is_the_least_that_is_enough(vectors: np.ndarray, kind: str) 
     breadths, refined = efforts(index.kind, 2_000)
     assert much.breadth in breadths
     assert much.refined in refined
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_pq", "hnsw"])
+def test_behind_a_filter_the_search_is_as_much_wider_as_recall_needs(vectors: np.ndarray, kind: str) -> None:
+    index = build(vectors, kind, "cosine", flat_below=1)
+    asked = sample(index, vectors, 60)
+    effort = behind_filters(index, asked, least_effort(index, asked, 0.95)[0], 0.95)
+    allowed = np.random.default_rng(7).random(2_000) < 0.1
+    queries = vectors_of(2_040, 32)[2_000:]
+    found = index.search_once(queries, 100, effort, allowed)
+    truth = index.search_exactly(queries, 100, allowed)
+    hits = [np.isin(rows, wanted).mean() for rows, wanted in zip(found.rows, truth.rows, strict=True)]
+    assert np.mean(hits) > 0.9
+    assert all(allowed[rows].all() for rows in found.rows)
 
 
 def test_equal_vectors_are_as_good_as_each_other() -> None:
