@@ -1,8 +1,8 @@
-# One command each: make install, make demo, make test, make check. A second run reuses what the first one set up.
+# One command each: make install, make demo, make test, make check, make bench. A second run reuses what the first one set up.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo test test-unit test-redis test-ray check format clean
+.PHONY: install install-dev demo bench test test-unit test-redis test-ray check format clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -16,6 +16,9 @@ install-dev: .venv/.dev
 
 demo: install
 	$(BIN)/python -m raysys.demo $(if $(KEEP),--keep)
+
+bench: install-dev
+	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick)
 
 test: test-unit test-redis test-ray
 

@@ -139,7 +139,7 @@ def our_vectors(root: Path) -> tuple[list[int], Vectors]:
     store = SnapshotStore(root)
     snapshot_id = store.current_id()
     manifest, folder = store.manifest(snapshot_id), store.folder(snapshot_id)
-    shards = [ShardFiles(folder / shard.folder, shard.index_kind, manifest.metric) for shard in manifest.shards]
+    shards = [ShardFiles.of(folder, shard, manifest.metric) for shard in manifest.shards]
     rows = [int(item_id) for shard in shards for item_id in shard.items["item_id"].to_pylist()]
     return rows, np.concatenate([shard.vectors for shard in shards])
 

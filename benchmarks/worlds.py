@@ -80,7 +80,7 @@ def import_profiles(events: EventsSettings, state: Path) -> tuple[str, ...]:
 
 def write_peer_files(snapshot: Path, manifest: Manifest, folder: Path) -> None:
     """vectors.npy, [n, dim] float32 normalised, and items.json, in the same order: the snapshot's own."""
-    shards = [ShardFiles(snapshot / shard.folder, shard.index_kind, manifest.metric) for shard in manifest.shards]
+    shards = [ShardFiles.of(snapshot, shard, manifest.metric) for shard in manifest.shards]
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "vectors.npy", np.concatenate([shard.vectors for shard in shards]), allow_pickle=False)
     items = pa.concat_tables([shard.items.select(["item_id", "title"]) for shard in shards])

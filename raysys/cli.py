@@ -19,6 +19,7 @@ from raysys.config import (
     DEFAULT_HOME,
     BuildSettings,
     EncoderSettings,
+    IndexSettings,
     ServeSettings,
     load,
     parse,
@@ -39,9 +40,11 @@ STATE_HELP = "The state store: a file, or redis://host:port."
 def build(
     source: Annotated[str, typer.Argument(help="Build settings (YAML), or a catalogue file with our column names.")],
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local one is started without.")] = None,
+    memory: Annotated[str | None, typer.Option(help="For the indexes of all shards together, such as 4GB.")] = None,
+    recall: Annotated[float | None, typer.Option(help="That indexes must have, such as 0.95.")] = None,
 ) -> None:
     """Embed a catalogue and publish a snapshot of sharded indexes."""
-    settings = _build_settings(source)
+    settings = with_index(_build_settings(source), memory, recall)
     from raysys.training.distributed.build import build as run
     from raysys.training.distributed.connection import connected
     from raysys.training.plan import find_inputs
@@ -50,7 +53,7 @@ def build(
     find_inputs(settings)  # a wrong column is said before Ray starts
     with connected(settings, address) as adapted:
         manifest, report = run(adapted, say=console.print)
-    for line in readable(report, len(manifest.shards), manifest.recall_at_10):
+    for line in readable(report, manifest):
         console.print(line)
     console.print(f"published [bold]{manifest.snapshot_id}[/] under {settings.index.root}; next: raysys serve")
 
@@ -96,6 +99,13 @@ def trials_table(tuned: "Tuned") -> Table:
         values = (f"{t.before:g}", f"{t.value:g}", f"{t.ndcg:.5f}", f"{t.gain:+.5f}", f"{t.standard_error:.5f}")
         table.add_row(t.name, *values, "yes" if t.taken else "")
     return table
+
+
+def with_index(settings: BuildSettings, memory: str | None, recall: float | None) -> BuildSettings:
+    """The settings, but for what the command line says about the index. Raises ConfigError."""
+    given = {name: value for name, value in (("memory", memory), ("recall", recall)) if value is not None}
+    wanted = parse(IndexSettings, given, "the command line")
+    return settings.model_copy(update={"index": settings.index.overridden(wanted)})
 
 
 def _build_settings(source: str) -> BuildSettings:

@@ -16,6 +16,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PositiveInt,
@@ -141,13 +142,33 @@ class EncoderSettings(Settings):
 
 
 class IndexSettings(Settings):
-    """How the vectors are indexed. ``auto`` = flat up to ``flat_below`` items a shard, then HNSW."""
+    """How the vectors are indexed (``index.kinds``, ``index.choose``).
+
+    ``auto`` = flat up to ``flat_below`` items a shard where ``memory`` allows that; else what is found by measuring on
+    ``recall_sample`` queries: the fastest index of those with the wanted ``recall``, 0 to 1, among 10 and among 100
+    hits. ``memory``: bytes for the indexes of all shards together, 4000000000 or 4GB; None = any.
+    """
 
     root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
     shards: Annotated[int, Field(ge=1, le=1_000)] = 2
-    kind: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    kind: Literal[
+        "auto",
+        "flat",
+        "flat_fp16",
+        "flat_sq8",
+        "ivf",
+        "ivf_fp16",
+        "ivf_sq8",
+        "ivf_pq",
+        "ivf_rabitq",
+        "hnsw",
+        "hnsw_fp16",
+        "hnsw_sq8",
+    ] = "auto"
     metric: Literal["cosine", "l2", "ip"] = "cosine"
     flat_below: PositiveInt = 50_000
+    memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     recall_sample: PositiveInt = 200
 
 

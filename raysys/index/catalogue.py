@@ -48,9 +48,7 @@ class Catalogue:
         self.contrast = Contrast.load(folder) if self.manifest.has_contrast else None
         self.models = open_models(folder, self.manifest)
         self.student = _student(folder, self.manifest)
-        self.shards = [
-            ShardFiles(folder / shard.folder, shard.index_kind, self.manifest.metric) for shard in self.manifest.shards
-        ]
+        self.shards = [ShardFiles.of(folder, shard, self.manifest.metric) for shard in self.manifest.shards]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -13,6 +13,7 @@ from raysys import __version__
 from raysys.config import EncoderSettings, ItemRules, Settings
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import SnapshotError, SnapshotMismatch
+from raysys.index.kinds import Effort
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -27,12 +28,20 @@ class FileRecord(Settings):
 
 
 class ShardRecord(Settings):
-    """One shard: its folder, its item count, and how its vectors are indexed."""
+    """One shard: its folder, its item count, and how its vectors are indexed.
+
+    effort: how hard it is searched; None = by the kind, as before this was measured. tried: what was measured for it,
+    ``index.choose.Trial``.
+    """
 
     folder: str
     n_items: int
     index_kind: str
+    effort: Effort | None = None
     recall_at_10: float | None = None  # against exact search, on a sample; None for an empty shard
+    recall_at_100: float | None = None
+    index_bytes: int | None = None
+    tried: tuple[dict[str, Any], ...] = ()
 
 
 class Manifest(Settings):

@@ -22,6 +22,8 @@ from raysys.data.catalog import ITEM_SCHEMA
 from raysys.errors import SnapshotError
 from raysys.index.arrays import open_array, save_array
 from raysys.index.filters import Attributes
+from raysys.index.kinds import Effort
+from raysys.index.manifest import ShardRecord
 from raysys.index.spaces import PlacesItems, open_item_models
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.vector_index import VectorIndex
@@ -86,6 +88,12 @@ class ShardFiles:
     folder: Path
     index_kind: str
     metric: str
+    effort: Effort | None = None
+
+    @classmethod
+    def of(cls, snapshot: Path, shard: ShardRecord, metric: str) -> "ShardFiles":
+        """Those of one shard of the snapshot in this folder."""
+        return cls(snapshot / shard.folder, shard.index_kind, metric, shard.effort)
 
     @cached_property
     def items(self) -> pa.Table:
@@ -147,4 +155,4 @@ class ShardFiles:
 
     @cached_property
     def index(self) -> VectorIndex:
-        return VectorIndex.load(self.folder / "index.faiss", self.vectors, self.index_kind, self.metric)
+        return VectorIndex.load(self.folder / "index.faiss", self.vectors, self.index_kind, self.metric, self.effort)

@@ -4,8 +4,14 @@ A vector is known by its row. Higher scores are better: the inner product for ``
 L2-normalised vectors), ``1 / (1 + Euclidean distance)`` for ``l2``. A zero vector means "no text": as an item it is
 never found, as a query it finds nothing, and its score is 0.
 
-``flat`` compares with every vector. ``hnsw`` and ``ivf`` are approximate, and fall back to an exact search where they
-would be poor: when a mask leaves few items, or when fewer hits come back than there should be.
+``flat`` compares with every vector. All other kinds (``index.kinds``) are approximate: their codes put candidates
+forward, and the vectors themselves, which are memory-mapped, decide. By the share of items that a mask leaves:
+
+    few         the vectors of these items are compared, all of them: exact
+    some        the index is searched wider, and passes over the others
+    most        more is fetched, and the others are dropped
+
+A query for which too few hits come back goes the next stricter way: never does it get fewer than there are.
 """
 
 import math
@@ -22,25 +28,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.errors import EncoderError, InvalidInput, SnapshotError
+from raysys.index.highest import highest
+from raysys.index.kinds import (
+    HNSW_LINKS,
+    PQ_BITS,
+    Effort,
+    Kind,
+    choose_kind,
+    codes_of,
+    default_effort,
+    ivf_lists,
+    layout_of,
+    pq_codes,
+)
 from raysys.types import Vectors
 
 faiss: Any = untyped_faiss  # the stubs it brings lag behind what it does
 
-Kind = Literal["flat", "ivf", "hnsw"]
 Metric = Literal["cosine", "l2", "ip"]
-Hits = tuple[NDArray[np.float32], NDArray[np.int64]]  # what FAISS answers: distances, ids; both [q, k], best first
+Rows = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+_Hits = tuple[Rows, NDArray[np.float32]]  # of one query: rows and their scores, best first
+_NO_HITS: _Hits = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32))
 
-HNSW_LINKS = 32
 HNSW_BUILD_BREADTH = 100
-HNSW_LEAST_BREADTH = 128
-IVF_POINTS_PER_LIST = 39  # FAISS warns below this
-IVF_PROBED_SHARE = 1 / 8
-IVF_LEAST_PROBED = 8
+IVF_POINTS_PER_CENTRE = 64  # of a sample, for k-means; with more of them or more rounds lists are hardly better
+IVF_ROUNDS = 10
 EXACT_BELOW_ITEMS = 20_000
-EXACT_BELOW_SHARE = 0.05
-GATHER_FROM_QUERIES = 8
+EXACT_BELOW_SHARE = 0.02
+FETCH_MORE_FROM_SHARE = 0.5
+COMPARED_FROM_SHARE = 0.2
+LEAST_REFINED = 64
+BLAS_FROM_QUERIES = 8
 NORM_TOLERANCE = 1e-2
-CHECK_BLOCK_ROWS = 65_536
+BLOCK_ROWS = 65_536
 MOST_COMPARED = 1 << 24  # scores kept at a time, 64 MiB
 
 # A truncated file can kill the process that maps it, so each file ends with this and the length of what is before it.
@@ -79,25 +100,12 @@ class SearchResult:
     compared: list[NDArray[np.float32]] | None = None
 
 
-def choose_kind(n: int, kind: str, flat_below: int) -> Kind:
-    """The kind of index for n vectors: the one asked for; for ``auto`` flat up to ``flat_below``, HNSW above.
-
-    No vectors are always flat. Raises InvalidInput for a kind that does not exist.
-    """
-    if kind == "auto":
-        return "flat" if n <= flat_below else "hnsw"
-    if kind not in get_args(Kind):
-        raise InvalidInput("index.kind", f"must be auto, flat, ivf or hnsw, but is {kind!r}")
-    return "flat" if n == 0 else cast(Kind, kind)
-
-
-def ivf_lists(n: int) -> int:
-    """How many lists an IVF index over n vectors has: 4 sqrt(n), fewer where a list would get too little to learn."""
-    return max(1, min(4 * math.isqrt(n), n // IVF_POINTS_PER_LIST))
-
-
-def build(vectors: Vectors, kind: str, metric: Metric, flat_below: int) -> "VectorIndex":
+def build(
+    vectors: Vectors, kind: str, metric: Metric, flat_below: int, centres: Vectors | None = None
+) -> "VectorIndex":
     """An index over [n, dim] float32 vectors, which it keeps. Zero vectors are left out.
+
+    centres: those of the lists of another index over the same vectors, so that they need not be found again.
 
     Raises EncoderError that names the first row that is not finite, or not normalised where the metric is cosine.
     """
@@ -106,9 +114,12 @@ def build(vectors: Vectors, kind: str, metric: Metric, flat_below: int) -> "Vect
     if metric == "cosine":
         _check_normalised(squares)
     rows = np.flatnonzero(squares)
-    core = _empty_index(choose_kind(len(rows), kind, flat_below), vectors.shape[1], len(rows), metric)
+    chosen = choose_kind(len(rows), kind, flat_below)
+    core = _empty_index(chosen, vectors.shape[1], len(rows), metric)
     complete = len(rows) == len(vectors)
     known = vectors if complete else vectors[rows]
+    if centres is not None and layout_of(chosen) == "ivf":
+        core.quantizer.add(centres)
     if not core.is_trained:
         core.train(known)
     index = core if complete else faiss.IndexIDMap(core)
@@ -116,14 +127,14 @@ def build(vectors: Vectors, kind: str, metric: Metric, flat_below: int) -> "Vect
         index.add(known)
     else:
         index.add_with_ids(known, rows)
-    return VectorIndex(index, vectors, metric)
+    return VectorIndex(index, vectors, metric, default_effort(chosen, len(rows)))
 
 
 def _squared_norms(vectors: Vectors) -> NDArray[np.float32]:
     """[n] float32. Raises EncoderError for the first row with a NaN, an infinity, or a norm beyond float32."""
     squares = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), CHECK_BLOCK_ROWS):
-        block = vectors[start : start + CHECK_BLOCK_ROWS]
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = vectors[start : start + BLOCK_ROWS]
         with np.errstate(all="ignore"):
             squares[start : start + len(block)] = np.einsum("nd,nd->n", block, block)
     wrong = np.flatnonzero(~np.isfinite(squares))
@@ -142,17 +153,50 @@ def _check_normalised(squares: NDArray[np.float32]) -> None:
 
 
 def _empty_index(kind: Kind, dim: int, n: int, metric: Metric) -> Any:
+    build_layout = {"flat": _empty_flat, "ivf": _empty_ivf, "hnsw": _empty_hnsw}[layout_of(kind)]
+    return build_layout(codes_of(kind), dim, n, metric)
+
+
+def _empty_flat(codes: str, dim: int, n: int, metric: Metric) -> Any:
     metric_type = _metric_type(metric)
-    if kind == "hnsw":
-        hnsw = faiss.IndexHNSWFlat(dim, HNSW_LINKS, metric_type)
-        hnsw.hnsw.efConstruction = HNSW_BUILD_BREADTH
-        return hnsw
-    if kind == "ivf":
-        ivf = faiss.IndexIVFFlat(faiss.IndexFlat(dim, metric_type), dim, ivf_lists(n), metric_type)
-        ivf.cp.spherical = metric != "l2"
-        ivf.cp.min_points_per_centroid = 1  # ``ivf_lists`` has seen to it
-        return ivf
-    return faiss.IndexFlat(dim, metric_type)
+    return (
+        faiss.IndexFlat(dim, metric_type)
+        if codes == "fp32"
+        else faiss.IndexScalarQuantizer(dim, _scalar(codes), metric_type)
+    )
+
+
+def _empty_hnsw(codes: str, dim: int, n: int, metric: Metric) -> Any:
+    metric_type = _metric_type(metric)
+    if codes == "fp32":
+        index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, metric_type)
+    else:
+        index = faiss.IndexHNSWSQ(dim, _scalar(codes), HNSW_LINKS, metric_type)
+    index.hnsw.efConstruction = HNSW_BUILD_BREADTH
+    return index
+
+
+def _empty_ivf(codes: str, dim: int, n: int, metric: Metric) -> Any:
+    metric_type, lists = _metric_type(metric), ivf_lists(n)
+    centres = faiss.IndexFlat(dim, metric_type)
+    if codes == "fp32":
+        index = faiss.IndexIVFFlat(centres, dim, lists, metric_type)
+    elif codes == "pq":
+        index = faiss.IndexIVFPQFastScan(centres, dim, lists, pq_codes(dim), PQ_BITS, metric_type)
+        index.pq.cp.min_points_per_centroid = 1
+    elif codes == "rabitq":
+        index = faiss.IndexIVFRaBitQ(centres, dim, lists, metric_type)
+    else:
+        index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, _scalar(codes), metric_type)
+    index.cp.spherical = metric != "l2"
+    index.cp.min_points_per_centroid = 1  # ``ivf_lists`` has seen to it
+    index.cp.max_points_per_centroid = IVF_POINTS_PER_CENTRE
+    index.cp.niter = IVF_ROUNDS
+    return index
+
+
+def _scalar(codes: str) -> int:
+    return int({"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}[codes])
 
 
 def _metric_type(metric: str) -> int:
@@ -162,9 +206,10 @@ def _metric_type(metric: str) -> int:
 class VectorIndex:
     """An immutable index over the vectors of one shard. Safe to search from several threads."""
 
-    def __init__(self, index: Any, vectors: Vectors, metric: Metric) -> None:
+    def __init__(self, index: Any, vectors: Vectors, metric: Metric, effort: Effort) -> None:
         """``index``: a FAISS index, or an IndexIDMap over one where rows were left out. See ``build`` and ``load``."""
         self.metric: Metric = metric
+        self.effort = effort
         self._index = index
         self._vectors = np.ascontiguousarray(vectors)  # a plain view: np.memmap is slow to index
         self._rows: NDArray[np.int64] | None = None
@@ -172,6 +217,8 @@ class VectorIndex:
             self._rows = faiss.vector_to_array(index.id_map)
             index = index.index
         self._core = faiss.downcast_index(index)
+        self.kind: Kind = _kind_of(self._core)
+        self.n_indexed = int(self._core.ntotal)  # rows that can be found: those with a text
 
     def __len__(self) -> int:
         """How many rows there are, those without text included."""
@@ -182,61 +229,212 @@ class VectorIndex:
         return int(self._core.d)
 
     @property
-    def kind(self) -> Kind:
-        if isinstance(self._core, faiss.IndexHNSWFlat):
-            return "hnsw"
-        return "ivf" if isinstance(self._core, faiss.IndexIVFFlat) else "flat"
+    def centres(self) -> Vectors | None:
+        """[lists, dim] float32: those of the inverted lists, where there are any."""
+        if layout_of(self.kind) != "ivf":
+            return None
+        found: Vectors = self._core.quantizer.reconstruct_n(0, self._core.nlist)
+        return found
 
-    def search(self, queries: Vectors, k: int, allowed: NDArray[np.bool_] | None = None) -> SearchResult:
+    def with_effort(self, effort: Effort) -> "VectorIndex":
+        """The same index, searched this hard where a search says nothing else."""
+        return VectorIndex(self._index, self._vectors, self.metric, effort)
+
+    def search(
+        self, queries: Vectors, k: int, allowed: Mask | None = None, effort: Effort | None = None
+    ) -> SearchResult:
         """The k best rows of each query: queries [q, dim] float32; allowed: [n] bool, None = all rows.
 
-        Fewer than k come back where fewer are allowed. Raises InvalidInput for a k below 1, and for queries or a mask
-        that have the wrong shape or are not finite.
+        Fewer than k come back where fewer are allowed. effort: None = that of the index. Raises InvalidInput for a k
+        below 1, and for queries or a mask that have the wrong shape or are not finite.
         """
         queries = self._checked(queries)
         if k < 1:
             raise InvalidInput("k", f"must be at least 1, but is {k}")
-        if self.kind == "flat" and self.metric != "l2" and len(queries) * len(self) <= MOST_COMPARED:
-            return self._compare_with_all(queries, k, self._searched(allowed))
         inside = self._inside(allowed)
-        n_allowed = self._core.ntotal if inside is None else int(np.count_nonzero(inside))
-        asking = np.flatnonzero(queries.any(axis=1))
-        rows = [np.empty(0, dtype=np.int32) for _ in queries]
-        scores = [np.empty(0, dtype=np.float32) for _ in queries]
-        if n_allowed == 0 or len(asking) == 0:
-            return SearchResult(rows, scores, exact=True)
+        n_allowed = self.n_indexed if inside is None else int(np.count_nonzero(inside))
+        if self._is_compared_with_all(n_allowed, inside) or not n_allowed:
+            return self._exact(queries, k, self._searched(inside))
         _apply_threads()
-        k = min(k, n_allowed)
-        (distances, ids), exact = self._find(queries[asking], k, inside, n_allowed)
-        for at, query in enumerate(asking):
-            rows[query], scores[query] = self._ranked(queries[query], distances[at], ids[at], k)
-        return SearchResult(rows, scores, exact)
+        return self._approximate(queries, min(k, n_allowed), inside, n_allowed, effort or self.effort)
 
-    def _compare_with_all(self, queries: Vectors, k: int, searched: NDArray[np.intp] | None) -> SearchResult:
-        """The hits among the rows ``searched``, None = all, from the scores of all rows.
-
-        One product after the other takes FAISS half the time of its flat search, the choice of the best included, and
-        whoever ranks needs the scores of other rows as well.
-        """
-        compared = [inner_products(query, self._vectors) for query in queries]
-        known = [scores if searched is None else scores[searched] for scores in compared]
-        best = [_k_best(scores, k if query.any() else 0) for query, scores in zip(queries, known, strict=True)]
-        rows = [(at if searched is None else searched[at]).astype(np.int32) for at in best]
-        return SearchResult(rows, [s[at] for s, at in zip(known, best, strict=True)], exact=True, compared=compared)
-
-    def _searched(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.intp] | None:
-        """The rows with a text that the mask lets pass, ascending; None = all rows."""
+    def search_once(self, queries: Vectors, k: int, effort: Effort, allowed: Mask | None = None) -> SearchResult:
+        """As ``search``, by this effort and nothing else: there may be too few hits."""
+        if self.kind == "flat":
+            return self.search(queries, k, allowed)
+        _apply_threads()
         inside = self._inside(allowed)
+        share = 1.0 if inside is None else float(np.mean(inside))
+        hits = self._hits(self._checked(queries), k, inside, inside, k, effort.for_hits(k, max(share, 1e-9)))
+        return SearchResult([rows for rows, _ in hits], [scores for _, scores in hits], exact=False)
+
+    def search_exactly(self, queries: Vectors, k: int, allowed: Mask | None = None) -> SearchResult:
+        """As ``search`` of a flat index over the same vectors: the truth that others are measured by."""
+        return self._exact(self._checked(queries), k, self._searched(self._inside(allowed)))
+
+    def _is_compared_with_all(self, n_allowed: int, inside: Mask | None) -> bool:
+        """Whether each allowed vector is to be compared: of few, that is faster than to search among the others."""
+        few = max(EXACT_BELOW_ITEMS, EXACT_BELOW_SHARE * self.n_indexed)
+        return self.kind == "flat" or (inside is not None and n_allowed < few)
+
+    def _searched(self, inside: Mask | None) -> NDArray[np.intp] | None:
+        """The rows that the mask lets pass, ascending; None = all rows."""
         if inside is None:
             return self._rows
         return np.flatnonzero(inside) if self._rows is None else self._rows[inside]
 
+    # Every allowed vector compared
+
+    def _exact(self, queries: Vectors, k: int, searched: NDArray[np.intp] | None) -> SearchResult:
+        """The hits among the rows ``searched``, None = all rows.
+
+        One product after the other takes FAISS half the time of its flat search, the choice of the best included, and
+        whoever ranks needs the scores of other rows as well. In one array with many queries BLAS is faster still.
+        """
+        n = len(self) if searched is None else len(searched)
+        if len(queries) >= BLAS_FROM_QUERIES and len(queries) * n > MOST_COMPARED:
+            return self._exact_in_blocks(queries, k, searched)
+        most = n >= COMPARED_FROM_SHARE * len(self) and len(queries) * len(self) <= MOST_COMPARED
+        keeps = most and self.kind == "flat" and self.metric != "l2"
+        rows, scores, compared = [], [], []
+        for query in queries:
+            near = self._nearness(query, None if keeps else searched)
+            compared.append(near)
+            known = near[searched] if keeps and searched is not None else near
+            at = _k_best(known, k if query.any() else 0)
+            found = at if searched is None else searched[at]
+            hits = self._ranked(query, found.astype(np.int32), known[at], k)
+            rows.append(hits[0])
+            scores.append(hits[1])
+        return SearchResult(rows, scores, exact=True, compared=compared if keeps else None)
+
+    def _nearness(self, query: Vectors, rows: NDArray[np.intp] | None) -> NDArray[np.float32]:
+        """[m] float32, higher is nearer, for these rows, None = all: inner products, or squared distances below 0."""
+        if rows is not None:
+            return self._nearness_at(query[None], rows).ravel()
+        if self.metric != "l2":
+            return inner_products(query, self._vectors)
+        return -_with_all(faiss.fvec_L2sqr_ny, query, self._vectors)
+
+    def _nearness_at(self, queries: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """[q, m] float32 as ``_nearness``, for the rows of each query, [q, m], or [m] for all."""
+        compare = faiss.fvec_inner_products_by_idx if self.metric != "l2" else faiss.fvec_L2sqr_by_idx
+        near = _by_row(compare, queries, self._vectors, rows)
+        return near if self.metric != "l2" else -near
+
+    def _exact_in_blocks(self, queries: Vectors, k: int, searched: NDArray[np.intp] | None) -> SearchResult:
+        """As ``_exact``, by matrix products over some rows at a time; without gaps FAISS takes its own pieces."""
+        _apply_threads()
+        n = len(self) if searched is None else len(searched)
+        size = max(n, 1) if searched is None else BLOCK_ROWS
+        parts = []
+        for start in range(0, n, size):
+            rows = np.arange(n) if searched is None else searched[start : start + size]
+            block = self._vectors if searched is None else self._vectors[rows]
+            distances, at = self._knn(queries, block, min(k, len(rows)))
+            parts.append((distances if self.metric != "l2" else -distances, rows[at]))
+        near, found = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+        hits = [
+            self._ranked(query, rows.astype(np.int32), scores, k if query.any() else 0)
+            for query, rows, scores in zip(queries, found, near, strict=True)
+        ]
+        return SearchResult([rows for rows, _ in hits], [scores for _, scores in hits], exact=True)
+
+    def _knn(self, queries: Vectors, vectors: Vectors, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """At least k hits, and every hit that is as good as the k-th: which of those stay is decided by row."""
+        fetched = min(k + 1, len(vectors))
+        while True:
+            distances, ids = faiss.knn(queries, vectors, fetched, metric=_metric_type(self.metric))
+            if fetched == len(vectors) or not (distances[:, k - 1] == distances[:, -1]).any():
+                return distances, ids
+            fetched = min(2 * fetched, len(vectors))
+
+    def _ranked(
+        self, query: Vectors, rows: Rows, near: NDArray[np.float32], k: int
+    ) -> tuple[Rows, NDArray[np.float32]]:
+        """(rows, scores) of the k best of these, by score, then by row."""
+        # FAISS's squared distances lose the small differences when it works by matrix product
+        scores = self.score_rows(query[None], rows)[0] if self.metric == "l2" else near
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
+
+    # By the index
+
+    def _approximate(
+        self, queries: Vectors, k: int, inside: Mask | None, n_allowed: int, effort: Effort
+    ) -> SearchResult:
+        """Each query by the first way that gives it k hits."""
+        share = n_allowed / self.n_indexed
+        wider = effort.for_hits(k, share)
+        found: list[_Hits] = [_NO_HITS for _ in queries]
+        asking = queries.any(axis=1)
+        left = np.flatnonzero(asking)
+        if inside is not None and share >= FETCH_MORE_FROM_SHARE:
+            left = self._fill(found, left, queries, k, inside, None, _with_dropped(k, share), wider)
+        left = self._fill(found, left, queries, k, inside, inside, k, wider)
+        if len(left):
+            exact = self._exact(queries[left], k, self._searched(inside))
+            for at, hits in zip(left, zip(exact.rows, exact.scores, strict=True), strict=True):
+                found[at] = hits
+        all_exact = bool(len(left) == np.count_nonzero(asking))
+        return SearchResult([rows for rows, _ in found], [scores for _, scores in found], exact=all_exact)
+
+    def _fill(
+        self,
+        found: list[_Hits],
+        left: NDArray[np.intp],
+        queries: Vectors,
+        k: int,
+        inside: Mask | None,
+        passed: Mask | None,
+        fetched: int,
+        effort: Effort,
+    ) -> NDArray[np.intp]:
+        """Put the hits of those queries that are ``left`` into ``found``. Returns which have fewer than k."""
+        if not len(left):
+            return left
+        hits = self._hits(queries[left], k, inside, passed, fetched, effort)
+        for at, its_hits in zip(left, hits, strict=True):
+            found[at] = its_hits
+        return left[[len(rows) < k for rows, _ in hits]]
+
+    def _hits(
+        self, queries: Vectors, k: int, inside: Mask | None, passed: Mask | None, fetched: int, effort: Effort
+    ) -> list[_Hits]:
+        """(rows, scores) of each query, k at most. passed: False for what the index is to pass over. fetched: before
+        others are dropped."""
+        if effort.refined > 1:
+            fetched = max(effort.refined * fetched, LEAST_REFINED)
+        fetched = min(fetched, self.n_indexed)
+        _, ids = self._core.search(queries, fetched, params=self._parameters(effort, fetched, passed))
+        kept = ids >= 0
+        if inside is not None:
+            kept &= inside[ids]  # also where the index was told: some versions of FAISS let a few through
+        rows = np.maximum(ids, 0)
+        rows = rows if self._rows is None else self._rows[rows]
+        near = self._nearness_at(queries, rows)
+        return [
+            self._ranked(query, at[keep].astype(np.int32), scores[keep], k)
+            for query, at, scores, keep in zip(queries, rows, near, kept, strict=True)
+        ]
+
+    def _parameters(self, effort: Effort, fetched: int, passed: Mask | None) -> Any:
+        """For one call, and nothing is set on the index: other threads may be searching it otherwise."""
+        selector = {} if passed is None else {"sel": faiss.IDSelectorBitmap(np.packbits(passed, bitorder="little"))}
+        layout = layout_of(self.kind)
+        if layout == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(effort.breadth, fetched), **selector)
+        if layout == "flat":
+            return faiss.SearchParameters(**selector)
+        kind = faiss.IVFRaBitQSearchParameters if self.kind == "ivf_rabitq" else faiss.SearchParametersIVF
+        return kind(nprobe=min(max(effort.breadth, 1), self._core.nlist), **selector)
+
     def score_rows(self, queries: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """[q, m] float32: the score that ``search`` gives for each query, [q, dim], and these rows, [m] integers."""
         queries = self._checked(queries)
-        vectors = self._vectors[rows]
         if self.metric != "l2":
-            return np.asarray(queries @ vectors.T, dtype=np.float32)
+            return self._nearness_at(queries, rows)
+        vectors = self._vectors[rows]
         distances = np.stack([np.linalg.norm(vectors - query, axis=1) for query in queries])
         has_text = np.any(vectors != 0, axis=1) & np.any(queries != 0, axis=1)[:, None]
         return np.where(has_text, 1 / (1 + distances), 0).astype(np.float32)
@@ -256,8 +454,9 @@ class VectorIndex:
             raise SnapshotError(f"{path} cannot be written: {error}") from error
 
     @classmethod
-    def load(cls, path: Path, vectors: Vectors, kind: str, metric: str) -> "VectorIndex":
-        """Map an index read-only beside its vectors, [n, dim] float32, memory-mapped or not.
+    def load(cls, path: Path, vectors: Vectors, kind: str, metric: str, effort: Effort | None = None) -> "VectorIndex":
+        """Map an index read-only beside its vectors, [n, dim] float32, memory-mapped or not. effort: None = as where
+        nothing was measured.
 
         Raises SnapshotError when the file is missing, damaged, or not the index of these vectors.
         """
@@ -268,9 +467,9 @@ class VectorIndex:
             raise SnapshotError(f"{path} is not an index that FAISS {faiss.__version__} reads: {error}") from error
         if metric not in get_args(Metric):
             raise SnapshotError(f"{path} is said to have the metric {metric!r}, which this version does not know")
-        index = cls(raw, vectors, cast(Metric, metric))
+        index = cls(raw, vectors, cast(Metric, metric), Effort(0, 1))
         index._check_against(path, kind)
-        return index
+        return index.with_effort(default_effort(index.kind, index.n_indexed) if effort is None else effort)
 
     def _check_against(self, path: Path, kind: str) -> None:
         n, dim = self._vectors.shape
@@ -302,54 +501,18 @@ class VectorIndex:
         inside = allowed if self._rows is None else allowed[self._rows]
         return None if inside.all() else inside
 
-    def _find(self, queries: Vectors, k: int, inside: NDArray[np.bool_] | None, n_allowed: int) -> tuple[Hits, bool]:
-        """The hits, ids inside the FAISS index, and whether they are exact."""
-        selective = inside is not None and n_allowed < max(EXACT_BELOW_ITEMS, EXACT_BELOW_SHARE * self._core.ntotal)
-        if self.kind != "flat" and not selective:
-            distances, ids = self._core.search(queries, k, params=self._approximate(k, inside))
-            if inside is not None:
-                ids[~inside[ids]] = -1  # some versions of FAISS let a few through
-            if (ids >= 0).all():
-                return (distances, ids), False
-        return _without_ties_at_the_end(self._exact(queries, inside), k, n_allowed), True
 
-    def _approximate(self, k: int, inside: NDArray[np.bool_] | None) -> Any:
-        if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(HNSW_LEAST_BREADTH, 2 * k), **_selector(inside))
-        probed = max(IVF_LEAST_PROBED, math.ceil(IVF_PROBED_SHARE * self._core.nlist))
-        return faiss.SearchParametersIVF(nprobe=min(probed, self._core.nlist), **_selector(inside))
-
-    def _exact(self, queries: Vectors, inside: NDArray[np.bool_] | None) -> Callable[[int], Hits]:
-        """A search that compares with every vector inside, as a function of k."""
-        if inside is not None and len(queries) >= GATHER_FROM_QUERIES:
-            return self._exact_gathered(queries, inside)
-        if self.kind == "ivf":
-            params = faiss.SearchParametersIVF(nprobe=self._core.nlist, **_selector(inside))
-            return lambda k: self._core.search(queries, k, params=params)
-        flat = faiss.downcast_index(self._core.storage) if self.kind == "hnsw" else self._core
-        params = faiss.SearchParameters(**_selector(inside))
-        return lambda k: flat.search(queries, k, params=params)
-
-    def _exact_gathered(self, queries: Vectors, inside: NDArray[np.bool_]) -> Callable[[int], Hits]:
-        """As ``_exact``: a copy of the vectors inside, and one matrix product. FAISS loops where it has a mask."""
-        ids = np.flatnonzero(inside)
-        vectors = self._vectors[ids if self._rows is None else self._rows[ids]]
-
-        def search(k: int) -> Hits:
-            distances, at = faiss.knn(queries, vectors, k, metric=_metric_type(self.metric))
-            return distances, ids[at]
-
-        return search
-
-    def _ranked(
-        self, query: Vectors, distances: NDArray[np.float32], ids: NDArray[np.int64], k: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """(rows, scores) of the k best, by score, then by row."""
-        rows = (ids if self._rows is None else self._rows[ids]).astype(np.int32)
-        # FAISS's squared distances lose the small differences when it works by matrix product
-        scores = self.score_rows(query[None], rows)[0] if self.metric == "l2" else distances
-        order = np.lexsort((rows, -scores))[:k]
-        return rows[order], scores[order]
+def _kind_of(core: Any) -> Kind:
+    """The kind of a FAISS index that ``_empty_index`` has made."""
+    layout = "hnsw" if isinstance(core, faiss.IndexHNSW) else "ivf" if isinstance(core, faiss.IndexIVF) else "flat"
+    kept = faiss.downcast_index(core.storage) if layout == "hnsw" else core
+    if isinstance(kept, (faiss.IndexScalarQuantizer, faiss.IndexIVFScalarQuantizer)):
+        codes = "_fp16" if kept.sq.qtype == faiss.ScalarQuantizer.QT_fp16 else "_sq8"
+    elif isinstance(kept, faiss.IndexIVFPQFastScan):
+        codes = "_pq"
+    else:
+        codes = "_rabitq" if isinstance(kept, faiss.IndexIVFRaBitQ) else ""
+    return cast(Kind, layout + codes)
 
 
 def inner_products(query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
@@ -357,33 +520,41 @@ def inner_products(query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
 
     In any array: but for dimensions 1, 2, 4, 8 and 12, where FAISS adds up the last rows in another order.
     """
-    products = np.empty(len(vectors), dtype=np.float32)
-    pointers = (faiss.swig_ptr(array) for array in (products, query, vectors))
-    faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))
-    return products
+    return _with_all(faiss.fvec_inner_products_ny, query, vectors)
+
+
+def _with_all(compare: Callable[..., None], query: Vectors, vectors: Vectors) -> NDArray[np.float32]:
+    """[n] float32: what FAISS's function ``compare`` gives for the query and each vector."""
+    near = np.empty(len(vectors), dtype=np.float32)
+    pointers = (faiss.swig_ptr(array) for array in (near, query, vectors))
+    compare(*pointers, vectors.shape[1], len(vectors))
+    return near
 
 
 def _k_best(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """Positions of the k highest scores, highest first, equal ones by position."""
-    at = np.arange(len(scores))
-    if len(scores) > k > 0:
-        at = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    at = highest(scores, max(k, 1))
     best: NDArray[np.intp] = at[np.argsort(-scores[at], kind="stable")[:k]]
     return best
 
 
-def _selector(inside: NDArray[np.bool_] | None) -> dict[str, Any]:
-    return {} if inside is None else {"sel": faiss.IDSelectorBitmap(np.packbits(inside, bitorder="little"))}
+def _by_row(
+    compare: Callable[..., None], queries: Vectors, vectors: Vectors, rows: NDArray[Any]
+) -> NDArray[np.float32]:
+    """[q, m] float32: what FAISS's function ``compare`` gives for each query and its rows, [q, m] or [m] for all."""
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (len(queries), len(rows)))
+    rows = np.ascontiguousarray(rows, dtype=np.int64)
+    near = np.empty(rows.shape, dtype=np.float32)
+    pointers = (faiss.swig_ptr(array) for array in (near, queries, vectors, rows))
+    compare(*pointers, vectors.shape[1], *rows.shape)
+    return near
 
 
-def _without_ties_at_the_end(search: Callable[[int], Hits], k: int, n: int) -> Hits:
-    """At least k hits of n, and every hit that is as good as the k-th: which of those stay is decided by row."""
-    fetched = min(k + 1, n)
-    while True:
-        distances, ids = search(fetched)
-        if fetched == n or not (distances[:, k - 1] == distances[:, -1]).any():
-            return distances, ids
-        fetched = min(2 * fetched, n)
+def _with_dropped(k: int, share: float) -> int:
+    """How many hits most likely hold k of this share: four standard deviations more than on average."""
+    mean = k / share
+    return math.ceil(mean + 4 * math.sqrt(mean * (1 - share)))
 
 
 def _check_whole(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.index.highest import highest
 from raysys.index.shard_files import ShardFiles, rows_of
 from raysys.index.vector_index import SearchResult, inner_products
 from raysys.recall.availability import Availability, Mask
@@ -442,7 +443,7 @@ class Shard:
     def _best(self, rows: Rows, scores: NDArray[np.float32], k: int) -> Rows:
         """The k rows of highest score of ascending ones, ties by key, in any order."""
         if len(scores) > k:
-            best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+            best = highest(scores, k)
             rows, scores = rows[best], scores[best]
         if len(rows) > k:  # several are as good as the last: ascending rows of the snapshot are in the order of keys
             keys = self._keys(rows) if self._has_live(rows) else rows
@@ -560,13 +561,9 @@ def _given(query: RecallQuery) -> list[tuple[int, Vectors]]:
 def _most_likely(hits: _Hits, scope: _Scope, k: int) -> _Hits:
     """Those above 0 among which the k best visible ones are: all rows have a score, and most need no second look."""
     rows, scores = hits
-    likely = scores > 0
-    if scope.visible.rows is not None:
-        likely &= scope.visible.rows[rows]
-    n = k + scope.n_excluded
-    if len(scores) > n:
-        allowed = np.where(likely, scores, 0)
-        likely &= allowed >= np.partition(allowed, len(allowed) - n)[len(allowed) - n]
+    allowed = scores if scope.visible.rows is None else np.where(scope.visible.rows[rows], scores, 0)
+    likely = highest(allowed, k + scope.n_excluded)
+    likely = likely[allowed[likely] > 0]
     return rows[likely], scores[likely]
 
 

@@ -10,16 +10,17 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysys.config import ItemRules
+from raysys.config import IndexSettings, ItemRules
 from raysys.data.catalog import ITEM_SCHEMA
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import CatalogError
-from raysys.index import vector_index
+from raysys.index import choose
 from raysys.index.contrast import Contrast, Moments
 from raysys.index.manifest import Manifest, ShardRecord, file_record, writers
 from raysys.index.shard_files import rows_of, write_shard
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.store import SnapshotStore, write_manifest
+from raysys.index.vector_index import VectorIndex
 from raysys.keys import item_keys
 from raysys.training import behaviour, spaces, words
 from raysys.training.items import reject_rows
@@ -34,8 +35,7 @@ QUARANTINE, REPORT = "quarantine.jsonl", "report.json"
 def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[ShardRecord, Moments]:
     """Build the index of one shard and write all its files. The moments of its vectors go into the contrast."""
     items, keys, vectors = _settled(plan, number, identity)
-    settings = plan.settings.index
-    index = vector_index.build(vectors, settings.kind, settings.metric, settings.flat_below)
+    index, tried = _indexed(plan, number, vectors)
     write_shard(
         plan.shard_folder(number),
         items,
@@ -48,13 +48,47 @@ def finish_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tup
         spaces.of_shard(plan, keys, vectors),
         index,
     )
-    record = ShardRecord(
-        folder=plan.shard_folder(number).name,
-        n_items=len(items),
-        index_kind=index.kind,
-        recall_at_10=measure_recall(index, vectors, settings.recall_sample),
+    return _record(plan.shard_folder(number).name, len(items), index, tried), Moments.of(vectors)
+
+
+def _indexed(plan: BuildPlan, number: int, vectors: Vectors) -> tuple[VectorIndex, Sequence[choose.Trial]]:
+    """The index of a shard and what was tried for it: once, however often behaviour is fitted over these items."""
+    settings = plan.settings.index
+    file, found = (plan.staged("indexes") / f"{number:05d}.{suffix}" for suffix in ("faiss", "json"))
+    if found.is_file():
+        trials = [choose.Trial.from_dict(trial) for trial in orjson.loads(found.read_bytes())]
+        taken = next(trial for trial in trials if trial.taken)
+        return VectorIndex.load(file, vectors, taken.kind, settings.metric, taken.effort), trials
+    index, tried = choose.choose(vectors, settings.metric, _wanted(settings))
+    if index.kind != "flat":
+        index.save(file)
+        found.write_bytes(orjson.dumps([trial.as_dict() for trial in tried]))
+    return index, tried
+
+
+def _wanted(settings: IndexSettings) -> choose.Wanted:
+    """Of one shard: items are spread evenly."""
+    return choose.Wanted(
+        kind=settings.kind,
+        memory_bytes=None if settings.memory is None else settings.memory / settings.shards,
+        recall=settings.recall,
+        flat_below=settings.flat_below,
+        sample=settings.recall_sample,
     )
-    return record, Moments.of(vectors)
+
+
+def _record(folder: str, n_items: int, index: VectorIndex, tried: Sequence[choose.Trial]) -> ShardRecord:
+    taken = next((trial for trial in tried if trial.taken), None)
+    return ShardRecord(
+        folder=folder,
+        n_items=n_items,
+        index_kind=index.kind,
+        effort=index.effort,
+        recall_at_10=None if taken is None else taken.recall_10,
+        recall_at_100=None if taken is None else taken.recall_100,
+        index_bytes=None if taken is None else taken.memory_bytes,
+        tried=tuple(trial.as_dict() for trial in tried),
+    )
 
 
 def _settled(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[pa.Table, Keys, Vectors]:
@@ -80,19 +114,6 @@ def _leading_to(keys: Keys, weights: PairCounts) -> SparseRows:
     return SparseRows.from_pairs(
         weights.source[known], rows[known].astype(np.int32), weights.weight[known].astype(np.float32)
     )
-
-
-def measure_recall(index: vector_index.VectorIndex, vectors: Vectors, sample: int) -> float | None:
-    """Recall@10 of the index against exact search, for a fixed sample of its own items. None when it is empty."""
-    if not len(vectors):
-        return None
-    if index.kind == "flat":
-        return 1.0  # it is the exact search
-    chosen = np.random.default_rng(0).choice(len(vectors), min(sample, len(vectors)), replace=False)
-    exact = vector_index.build(vectors, "flat", index.metric, flat_below=len(vectors))
-    queries = np.ascontiguousarray(vectors[chosen])
-    found, truth = index.search(queries, 10, None).rows, exact.search(queries, 10, None).rows
-    return float(np.mean([len(np.intersect1d(f, t)) / max(len(t), 1) for f, t in zip(found, truth, strict=True)]))
 
 
 def publish(
@@ -124,7 +145,8 @@ def seal(
     student.publish(plan)
     with (plan.snapshot / QUARANTINE).open("wb") as file:
         file.writelines(orjson.dumps(row) + b"\n" for row in reject_rows(plan))
-    (plan.snapshot / REPORT).write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    indexes = {shard.folder: shard.tried for shard in shards}
+    (plan.snapshot / REPORT).write_bytes(orjson.dumps({**report, "indexes": indexes}, option=orjson.OPT_INDENT_2))
     files = {
         path.relative_to(plan.snapshot).as_posix(): file_record(path)
         for path in sorted(plan.snapshot.rglob("*"))

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from raysys.clock import Clock
+from raysys.index.choose import Trial
+from raysys.index.manifest import Manifest
 
 _STAGED = ("read", "kept", "erased", "folded")
 MIN_TEXTS_FOR_SPEED = 1_000  # with fewer, a speed would only tell of the start-up
@@ -56,9 +58,9 @@ class Report:
         }
 
 
-def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> Iterable[str]:
+def readable(report: Mapping[str, Any], manifest: Manifest) -> Iterable[str]:
     """The report as lines for people."""
-    get = report.get
+    get, n_shards, recall = report.get, len(manifest.shards), manifest.recall_at_10
     yield f"rows read {get('items_read', 0):,}, kept {get('items_kept', 0):,}"
     for reason, n in sorted(report["rejected"].items()):
         yield f"  quarantined {n:,}: {reason}"
@@ -93,6 +95,7 @@ def readable(report: Mapping[str, Any], n_shards: int, recall: float | None) -> 
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"
     yield f"items {get('items', 0):,} in {n_shards} shard(s){exactness}"
+    yield from _indexes(manifest)
     if n_shards > get("items", 0):
         yield f"  fewer items than shards: {n_shards - get('items', 0)} shard(s) or more are empty"
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["stages_s"].items())
@@ -108,6 +111,16 @@ def _student(student: Mapping[str, Any]) -> Iterable[str]:
             f"{student['cosine']:.3f}, and {student['overlap@10']:.1%} of the encoder's ten nearest items, by "
             f"{student['held_out']:,} other queries"
         )
+
+
+def _indexes(manifest: Manifest) -> Iterable[str]:
+    """What was measured for the indexes, where anything was tried."""
+    for shard in manifest.shards:
+        if shard.effort is None or shard.index_kind == "flat":
+            continue
+        yield f"  {shard.folder}: {shard.index_kind}, breadth {shard.effort.breadth}, refined {shard.effort.refined}"
+        for trial in map(Trial.from_dict, shard.tried):
+            yield f"    {trial.text()}"
 
 
 def _ranking(learned: Mapping[str, Any]) -> Iterable[str]:

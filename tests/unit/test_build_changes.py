@@ -131,7 +131,7 @@ def test_without_a_state_nothing_is_folded(tmp_path: Path) -> None:
     manifest, catalogue, report = build(settings_of(tmp_path))
     assert (manifest.change_sequence, report["changes_folded"]) == (0, 0)
     assert rows_of(catalogue).keys() == {row["item_id"] for row in ROWS}
-    assert not any(line.startswith("changes") for line in readable(report, 3, None))
+    assert not any(line.startswith("changes") for line in readable(report, manifest))
 
 
 def test_a_state_without_changes_changes_nothing(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_folded_changes_equal_a_file_that_holds_them(tmp_path: Path, reads: Item
     assert_same(folded, written)
     assert (report["changes_folded"], report["replaced_by_change"], report["deleted_by_change"]) == (6, 3, 1)
     assert (report["duplicates"], report["items"]) == (0, 12)
-    assert "changes folded 6: items of the catalogue replaced 3, deleted 1" in readable(report, 3, None)
+    assert "changes folded 6: items of the catalogue replaced 3, deleted 1" in readable(report, manifest)
 
 
 @pytest.mark.redis
@@ -353,12 +353,12 @@ def test_the_behaviour_of_the_erased_is_gone_from_the_next_snapshot(tmp_path: Pa
     without_eve = {"path": str(write(tmp_path / "fewer.jsonl", [e for e in BEHAVIOUR if e["user_id"] != "eve"]))}
     _, before, _ = build(settings_of(tmp_path / "a", events=events))
     erase(state, "u:eve", NOW_S)
-    _, after, report = build(settings_of(tmp_path / "a", events=events, state=str(state)))
+    manifest, after, report = build(settings_of(tmp_path / "a", events=events, state=str(state)))
     _, never, _ = build(settings_of(tmp_path / "b", events=without_eve))
     assert_same(after, never)
     assert transitions(before) != transitions(after)
     assert (report["events_read"], report["events_kept"], report["events_erased"]) == (8, 5, 3)
-    assert "  3 events left out: their people were erased" in readable(report, 3, None)
+    assert "  3 events left out: their people were erased" in readable(report, manifest)
 
 
 def test_only_what_came_before_the_erasure_is_left_out(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from raysys.encoder.build import build_encoder
 from raysys.encoder.hashing import HashEncoder
 from raysys.errors import CatalogError, ConfigError, RaysysError, SnapshotError
 from raysys.index.catalogue import Catalogue
+from raysys.index.kinds import KINDS, bytes_of
 from raysys.index.manifest import Manifest, verify_files
 from raysys.index.store import SnapshotStore
 from raysys.training import items, local
@@ -408,7 +409,7 @@ async def test_many_followed_owners_count_as_one_liked_item(tmp_path: Path) -> N
 def test_the_report_can_be_read(tmp_path: Path) -> None:
     write(tmp_path / "items.jsonl", [*ROWS[:3], {"item_id": "0", "title": "again"}, {"item_id": "", "title": "x"}])
     manifest, _, report = build(settings_of(tmp_path, shards=8))
-    text = "\n".join(readable(report, 8, manifest.recall_at_10))
+    text = "\n".join(readable(report, manifest))
     for expected in (
         "rows read 5, kept 4",
         "quarantined 1: item_id",
@@ -420,7 +421,7 @@ def test_the_report_can_be_read(tmp_path: Path) -> None:
         assert expected in text, text
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
 async def test_every_kind_of_index_and_metric_builds_and_answers(tmp_path: Path, kind: str, metric: str) -> None:
     rows = [{"item_id": str(i), "title": f"word{i} thing{i % 7} more{i % 11}"} for i in range(200)]
@@ -443,3 +444,40 @@ def test_unnormalised_vectors_under_cosine_are_refused(tmp_path: Path) -> None:
         build(settings.model_copy(update={"encoder": raw}))
     assert_nothing_published(tmp_path)
     assert build_encoder(raw).identity.normalized is False
+
+
+def test_an_index_that_fits_into_the_memory_is_found_and_what_was_tried_reported(tmp_path: Path) -> None:
+    rows = [{"item_id": str(i), "title": f"word{i % 400} thing{i % 37} more{i % 11}"} for i in range(1_200)]
+    write(tmp_path / "items.jsonl", rows)
+    settings = settings_of(tmp_path, shards=2)
+    memory = sum(bytes_of("flat", 600, settings.encoder.dim) for _ in range(2)) // 2
+    index = settings.index.model_copy(update={"memory": memory, "recall": 0.9})
+    manifest, folder, report = build(settings.model_copy(update={"index": index}))
+    for shard in manifest.shards:
+        assert shard.index_kind != "flat"
+        assert shard.index_bytes is not None
+        assert shard.index_bytes <= memory / 2
+        assert shard.recall_at_10 is not None
+        assert shard.recall_at_100 is not None
+        assert min(shard.recall_at_10, shard.recall_at_100) >= 0.9
+        taken = [trial for trial in shard.tried if trial.get("taken")]
+        assert [trial["kind"] for trial in taken] == [shard.index_kind]
+    opened = Catalogue(folder).shards
+    assert [files.index.effort for files in opened] == [shard.effort for shard in manifest.shards]
+    assert [files.index.kind for files in opened] == [shard.index_kind for shard in manifest.shards]
+    written = json.loads((folder / REPORT).read_bytes())
+    assert {name: len(tried) for name, tried in written["indexes"].items()} == {
+        shard.folder: len(shard.tried) for shard in manifest.shards
+    }
+    text = "\n".join(readable(report, manifest))
+    assert "takes more than index.memory allows" in text
+    assert f"{manifest.shards[0].index_kind}, breadth" in text
+
+
+def test_a_build_whose_index_cannot_fit_is_refused_and_publishes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl", ROWS)
+    settings = settings_of(tmp_path)
+    index = settings.index.model_copy(update={"memory": 10})
+    with pytest.raises(ConfigError, match="give more memory"):
+        build(settings.model_copy(update={"index": index}))
+    assert_nothing_published(tmp_path)

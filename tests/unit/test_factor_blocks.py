@@ -122,7 +122,7 @@ def test_they_are_fitted_where_the_regression_is_not_unless_settings_say_otherwi
     report = json.loads((folder / REPORT).read_text())
     assert (report.get("factors_items", 0) > 10) is fitted
     assert ("spaces/factors/fold-in.json" in read_manifest(folder).files) is fitted
-    lines = [line for line in readable(report, 2, None) if "factors of" in line]
+    lines = [line for line in readable(report, read_manifest(folder)) if "factors of" in line]
     expected = f"who likes what by factors of {report.get('factors_items')} items and {N_USERS} people"
     assert lines == [expected] * fitted
     verify_files(folder, read_manifest(folder))

@@ -75,7 +75,7 @@ def test_the_snapshot_names_the_files_of_its_student_and_how_near_it_came(folder
     assert 20 < quality["held_out"] < 100
     assert quality["cosine"] > 0.7
     assert quality["overlap@10"] > 0.3
-    (line,) = (line for line in readable(report_of(folder), 2, 1.0) if line.startswith("student of the encoder"))
+    (line,) = (line for line in readable(report_of(folder), manifest) if line.startswith("student of the encoder"))
     assert f"cosine {quality['cosine']:.3f}" in line
 
 
@@ -147,10 +147,10 @@ def test_queries_that_there_is_no_time_for_are_left_out(shop: Shop, tmp_path: Pa
 def test_a_build_that_can_make_none_says_why(shop: Shop, tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     settings = with_student(shop, tmp_path)
     changed = {name: getattr(settings, name).model_copy(update=values) for name, values in changes.items()}
-    _, folder = build(settings.model_copy(update=changed))
+    manifest, folder = build(settings.model_copy(update=changed))
     report = report_of(folder)
     assert reason in report["student"]["why_not"]
-    assert [line for line in readable(report, 2, 1.0) if line.startswith("no student of the encoder")]
+    assert [line for line in readable(report, manifest) if line.startswith("no student of the encoder")]
     assert Catalogue(folder).student is None
 
 

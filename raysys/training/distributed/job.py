@@ -22,6 +22,6 @@ def run(usage: str, prepare: Callable[[BuildSettings], BuildSettings] = lambda s
         manifest, report = build(settings)
     except RaysysError as error:
         sys.exit(f"error: {error}")
-    for line in readable(report, len(manifest.shards), manifest.recall_at_10):
+    for line in readable(report, manifest):
         print(line)
     print(f"published {manifest.snapshot_id} under {settings.index.root}")

@@ -1,0 +1,31 @@
+"""The highest of many scores, without looking at most of them twice."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 64
+
+
+def highest(scores: NDArray[np.float32], n: int) -> NDArray[np.intp]:
+    """Positions, ascending, of all [m] scores, none NaN, as high as the n-th highest; all where there are fewer.
+
+    The n-th highest of the maxima of blocks is a floor below it, and hardly any score lies above that: one pass over
+    the scores, where ``np.partition`` takes several. n: 1 or more.
+    """
+    if len(scores) <= n:
+        return np.arange(len(scores))
+    at = np.flatnonzero(scores >= _floor(scores, n))
+    few = scores[at]
+    return at[few >= _nth_highest(few, n)]
+
+
+def _floor(scores: NDArray[np.float32], n: int) -> np.float32:
+    """At most the n-th highest score: n blocks have a maximum that is as high."""
+    whole = len(scores) // BLOCK * BLOCK
+    maxima = scores[:whole].reshape(-1, BLOCK).max(axis=1)
+    return _nth_highest(maxima, n) if len(maxima) >= n else scores.min()
+
+
+def _nth_highest(scores: NDArray[np.float32], n: int) -> np.float32:
+    nth: np.float32 = np.partition(scores, len(scores) - n)[len(scores) - n]
+    return nth
