@@ -5,7 +5,7 @@ from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.manifest import Manifest
-from raysys.training import behaviour, factor_blocks, finish, items, learn, log
+from raysys.training import behaviour, factor_blocks, finish, items, learn, log, words
 from raysys.training.held_out import HeldOut
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
@@ -40,6 +40,7 @@ def stage(plan: BuildPlan, report: Report) -> tuple[EncoderIdentity, float]:
     encoder = build_encoder(plan.settings.encoder)
     for part in range(plan.n_shards):
         report.add(items.settle_shard(plan, part, encoder.identity))
+    words.count_all(plan)
     for path in items.todo_files(plan):
         report.add(items.encode_file(plan, path, encoder))
     return encoder.identity, max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
