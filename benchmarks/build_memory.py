@@ -30,6 +30,7 @@ from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
 from raysys.encoder.edges import unit_rows
 from raysys.training import behaviour, finish, items, words
+from raysys.training.encoding import Turns
 from raysys.training.plan import BuildPlan, planned
 
 WORDS, ROW_GROUP = 50_000, 50_000
@@ -84,9 +85,9 @@ def _status_mib(name: str) -> float:
 
 def encode_files(plan: BuildPlan, paths: list[Path]) -> None:
     """What a worker of the pool does, file after file."""
-    encoder = build_encoder(plan.settings.encoder)
+    encoder, turns = build_encoder(plan.settings.encoder), Turns()
     for path in paths:
-        items.encode_file(plan, path, encoder)
+        items.encode_file(plan, path, encoder, turns)
 
 
 def fill(plan: BuildPlan, paths: list[Path]) -> None:

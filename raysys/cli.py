@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from raysys.config import (
     BuildSettings,
     EncoderSettings,
     ServeSettings,
+    WorkerSettings,
     load,
     parse,
 )
@@ -39,9 +41,13 @@ STATE_HELP = "The state store: a file, or redis://host:port."
 def build(
     source: Annotated[str, typer.Argument(help="Build settings (YAML), or a catalogue file with our column names.")],
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local one is started without.")] = None,
+    limit_rate: Annotated[float | None, typer.Option(help="Encode so many texts per second at most.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop encoding where it would cost more dollars.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="What all machines of the job cost together.")] = None,
 ) -> None:
     """Embed a catalogue and publish a snapshot of sharded indexes."""
-    settings = _build_settings(source)
+    given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
+    settings = with_workers(_build_settings(source), given)
     from raysys.training.distributed.build import build as run
     from raysys.training.distributed.connection import connected
     from raysys.training.plan import find_inputs
@@ -96,6 +102,13 @@ def trials_table(tuned: "Tuned") -> Table:
         values = (f"{t.before:g}", f"{t.value:g}", f"{t.ndcg:.5f}", f"{t.gain:+.5f}", f"{t.standard_error:.5f}")
         table.add_row(t.name, *values, "yes" if t.taken else "")
     return table
+
+
+def with_workers(settings: BuildSettings, given: Mapping[str, float | None]) -> BuildSettings:
+    """The settings with what was given on the command line in place of what `workers` says. Raises ConfigError."""
+    changed = {name: value for name, value in given.items() if value is not None}
+    workers = settings.workers.model_dump() | changed
+    return settings.model_copy(update={"workers": parse(WorkerSettings, workers, "the settings with these options")})
 
 
 def _build_settings(source: str) -> BuildSettings:

@@ -3,9 +3,9 @@
 Every stage reads and writes files; what it returns is small. A stage that is run again writes the same files again.
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from raysys.encoder.protocol import Encoder, EncoderIdentity
 from raysys.encoder.vectors import key_column, keys_of
 from raysys.keys import item_keys, text_keys
 from raysys.training import changes, words
+from raysys.training.encoding import Turns
 from raysys.training.plan import BuildPlan
 
 KEY, TEXT = "item_key", "item_text"
@@ -166,22 +167,22 @@ def todo_files(plan: BuildPlan) -> list[Path]:
     return sorted(plan.staged("todo").glob("*.parquet"), key=lambda path: -path.stat().st_size)
 
 
-def encode_file(
-    plan: BuildPlan, path: Path, encoder: Encoder, turn: AbstractContextManager[object] | None = None
-) -> dict[str, int]:
-    """Encode the texts of one file into the embedding store. Returns counts.
+def encode_file(plan: BuildPlan, path: Path, encoder: Encoder, turns: Turns) -> dict[str, Any]:
+    """Encode the texts of one file into the embedding store. Returns counts, and the ``seconds`` the encoder worked.
 
-    turn: entered while the encoder works, and left while files are read and written, so that another thread encodes.
+    turns: one is taken while the encoder works, not while files are read and written, so that other threads encode.
     """
     table = pq.read_table(path)
     texts = table["text"].to_pylist()
     store = plan.embeddings(encoder.identity)
-    with nullcontext() if turn is None else turn:
+    with turns(len(texts)):
+        start_s = time.perf_counter()
         vectors = encoder.encode(texts, "item")
         n_tokens = sum(encoder.count_tokens(texts))
+        seconds = time.perf_counter() - start_s
     written = store.write(table["text_key"].to_pylist(), vectors)
-    n_chars = sum(map(len, texts))
-    return {"texts": len(texts), "tokens": n_tokens, "chars": n_chars, "bytes": written.stat().st_size}
+    counts = {"texts": len(texts), "tokens": n_tokens, "chars": sum(map(len, texts)), "bytes": written.stat().st_size}
+    return {**counts, "seconds": seconds}
 
 
 def reject_rows(plan: BuildPlan) -> Iterator[dict[str, Any]]:
