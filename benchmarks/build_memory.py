@@ -29,7 +29,7 @@ from rich.table import Table
 from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
 from raysys.encoder.edges import unit_rows
-from raysys.training import behaviour, finish, items, words
+from raysys.training import behaviour, finish, items, memory, words
 from raysys.training.encoding import Turns
 from raysys.training.plan import BuildPlan, planned
 
@@ -42,13 +42,15 @@ console = Console(width=150, highlight=False)
 
 @dataclass(frozen=True)
 class Peak:
-    """One task. base_mib: held once everything is imported; peak_mib: the most it ever held."""
+    """One task. base_mib: held once everything is imported; peak_mib: the most it ever held; asked_mib: what the job
+    asks Ray for, None = nothing."""
 
     task: str
     items: int
     shards: int
     base_mib: float
     peak_mib: float
+    asked_mib: float | None
 
 
 def write_catalogue(path: Path, n: int) -> Path:
@@ -104,28 +106,31 @@ def peaks(settings: BuildSettings, n: int) -> Iterator[Peak]:
     with planned(settings, 0.0) as plan:
         identity = build_encoder(settings.encoder).identity
 
-        def peak(name: str, task: Callable[..., Any], *given: Any) -> Peak:
+        def peak(name: str, asked: int | None, task: Callable[..., Any], *given: Any) -> Peak:
             before, most, _ = measured(task, *given)
-            return Peak(name, n, plan.n_shards, round(before, 1), round(most, 1))
+            asked_mib = None if asked is None else round(asked / 2**20, 1)
+            return Peak(name, n, plan.n_shards, round(before, 1), round(most, 1), asked_mib)
 
-        yield peak("read and clean one split", items.stage_items, plan, 0)
-        for number in range(1, len(plan.inputs.items)):
-            items.stage_items(plan, number)
+        yield peak("read and clean one split", None, items.stage_items, plan, 0)
+        n_bytes = sum(items.stage_items(plan, number)["kept_bytes"] for number in range(len(plan.inputs.items)))
         items.stage_changes(plan)
-        yield peak("settle one shard, all new", items.settle_shard, plan, 0, identity)
+        settle = memory.settle_bytes(n_bytes, plan.n_shards)
+        yield peak("settle one shard, all new", settle, items.settle_shard, plan, 0, identity)
+        settled = items.settle_shard(plan, 0, identity)
         for number in range(1, plan.n_shards):
             items.settle_shard(plan, number, identity)
         words.count_all(plan)
         paths = items.todo_files(plan)
-        yield peak(f"encode {ENCODED_FILES} files", encode_files, plan, paths[:ENCODED_FILES])
+        yield peak(f"encode {ENCODED_FILES} files", None, encode_files, plan, paths[:ENCODED_FILES])
         fill(plan, paths[ENCODED_FILES:])
-        yield peak("settle one shard, all known", items.settle_shard, plan, 0, identity)
+        yield peak("settle one shard, all known", settle, items.settle_shard, plan, 0, identity)
         for part in range(plan.n_shards):
             behaviour.count_part(plan, part, 0.0)
         for part in range(plan.n_shards):
             behaviour.weigh_part(plan, part)
         behaviour.fit_ridge(plan)
-        yield peak("build one shard", finish.finish_shard, plan, 0, identity)
+        shard = memory.shard_bytes(settled["items"], settled["item_bytes"], identity.dim)
+        yield peak("build one shard", shard, finish.finish_shard, plan, 0, identity)
 
 
 def settings_of(folder: Path, n: int, shards: int, dim: int) -> BuildSettings:
@@ -140,10 +145,13 @@ def settings_of(folder: Path, n: int, shards: int, dim: int) -> BuildSettings:
 
 
 def table(found: list[Peak]) -> Table:
-    drawn = Table("task", "items", "shards", "items a shard", "at start, MiB", "peak, MiB", "above start, MiB")
+    drawn = Table(
+        "task", "items", "shards", "items a shard", "at start, MiB", "peak, MiB", "above start, MiB", "asked for"
+    )
     for one in found:
         figures = (f"{one.base_mib:.0f}", f"{one.peak_mib:.0f}", f"{one.peak_mib - one.base_mib:.0f}")
-        drawn.add_row(one.task, f"{one.items:,}", str(one.shards), f"{one.items // one.shards:,}", *figures)
+        asked = "" if one.asked_mib is None else f"{one.asked_mib:.0f}"
+        drawn.add_row(one.task, f"{one.items:,}", str(one.shards), f"{one.items // one.shards:,}", *figures, asked)
     return drawn
 
 

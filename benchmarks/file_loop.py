@@ -4,7 +4,8 @@
 
 Settles the catalogue as the job does. Then each process loads the encoder of the settings with one thread, waits until
 all have, takes file after file from one queue, encodes it and saves the vectors with numpy. The last line of the output
-is a JSON object: texts, and the seconds from the first text of any process to the last one of all.
+is a JSON object: texts, the seconds from the first text of any process to the last one of all, and the share of them
+that the processes spent in the encoder.
 """
 
 import json
@@ -28,17 +29,20 @@ NICENESS = 19  # that of the job's encoders: Ray's workers are at 15, and they g
 
 
 def encode(settings: EncoderSettings, paths: Any, ready: Barrier, folder: Path, results: Any) -> None:
-    """One process: (begin_s, end_s, texts) goes into the results."""
+    """One process: (begin_s, end_s, busy_s, texts) goes into the results."""
     os.nice(NICENESS)
     encoder = build_encoder(settings, threads=1)
     encoder.encode(["a first text"], "item")
     ready.wait()
-    begin_s, n = time.time(), 0
+    begin_s, busy_s, n = time.time(), 0.0, 0
     while (path := paths.get()) is not None:
         texts = pq.read_table(path)["text"].to_pylist()
-        np.save(folder / path.stem, encoder.encode(texts, "item"), allow_pickle=False)
+        start_s = time.perf_counter()
+        vectors = encoder.encode(texts, "item")
+        busy_s += time.perf_counter() - start_s
+        np.save(folder / path.stem, vectors, allow_pickle=False)
         n += len(texts)
-    results.put((begin_s, time.time(), n))
+    results.put((begin_s, time.time(), busy_s, n))
 
 
 def loop(settings: EncoderSettings, files: list[Path], n_processes: int, folder: Path) -> dict[str, float]:
@@ -53,8 +57,9 @@ def loop(settings: EncoderSettings, files: list[Path], n_processes: int, folder:
     spans = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    begins_s, ends_s, texts = zip(*spans, strict=True)
-    return {"texts": sum(texts), "steady_s": max(ends_s) - min(begins_s)}
+    begins_s, ends_s, busy_s, texts = zip(*spans, strict=True)
+    steady_s = max(ends_s) - min(begins_s)
+    return {"texts": sum(texts), "steady_s": steady_s, "busy_share": sum(busy_s) / (steady_s * n_processes)}
 
 
 def main() -> None:

@@ -27,12 +27,13 @@ SHARDS = 2
 
 @dataclass(frozen=True)
 class SteadyRound:
-    """texts per second without start-up. busy_share: of our encoders' time, spent in the model and the tokeniser."""
+    """texts per second without start-up, and the share of the encoders' time that was spent encoding."""
 
     loop: float
     ours: float
-    start_up_s: float
+    loop_busy_share: float
     busy_share: float
+    start_up_s: float
     load: float
 
 
@@ -68,7 +69,7 @@ def one_round(given: Sequence[str], encoders: int, kind: str) -> SteadyRound:
     if loop["texts"] != mine["texts"]:
         raise RuntimeError(f"the loop encoded {loop['texts']} texts, the job {mine['texts']}")
     speeds = (side["texts"] / side["steady_s"] for side in (loop, mine))
-    return SteadyRound(*speeds, mine["start_up_s"], mine["busy_share"], os.getloadavg()[0])
+    return SteadyRound(*speeds, loop["busy_share"], mine["busy_share"], mine["start_up_s"], os.getloadavg()[0])
 
 
 def steady_rounds(given: Sequence[str], n_rounds: int, kind: str) -> list[SteadyRound]:
@@ -83,7 +84,8 @@ def steady_lines(rounds: Sequence[SteadyRound]) -> list[str]:
     return [
         f"steady state, texts/s: loops without Ray {Spread.of(loop).text(1)}, the job {Spread.of(mine).text(1)}",
         f"ratio {ratios(mine, loop).text(3)}, goal >= .95",
-        f"encoders at work {Spread.of([one.busy_share for one in rounds]).text(2)} of the time; start-up "
+        f"encoders at work {Spread.of([one.loop_busy_share for one in rounds]).text(3)} and "
+        f"{Spread.of([one.busy_share for one in rounds]).text(3)} of the time; start-up of the job "
         f"{Spread.of([one.start_up_s for one in rounds]).text(1)} s; load of the machine "
         f"{Spread.of([one.load for one in rounds]).text(1)}",
     ]

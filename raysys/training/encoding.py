@@ -59,7 +59,7 @@ class Encoding:
         self._files, self._texts, self._busy_s = 0, 0, 0.0
 
     def add(self, counts: Mapping[str, Any]) -> None:
-        """Add a file that was encoded: its ``texts``, and the ``seconds`` that the encoder worked on them.
+        """Add a file that was encoded: what ``items.encode_file`` returns.
 
         Raises OverBudget where the settings have a ``max_cost``: when it is reached, or when it would be.
         """
@@ -67,9 +67,15 @@ class Encoding:
         self._files += 1
         self._texts += counts["texts"]
         self._busy_s += counts["seconds"]
-        begun_s = self._now_s - counts["seconds"]
-        self._first_s = begun_s if self._first_s is None else max(self._start_s, min(self._first_s, begun_s))
+        self._begun(counts["begun_s"], counts["seconds"])
         self._check_cost()
+
+    def _begun(self, at_s: float, seconds: float) -> None:
+        """By the worker's own clock, as its counts may be long on their way; whatever that clock says, not before the
+        stage, and ``seconds`` before now at the latest."""
+        begun_s = min(self._now_s - seconds, self._now_s - (self._clock.now_s() - at_s))
+        earliest_s = begun_s if self._first_s is None else min(begun_s, self._first_s)
+        self._first_s = max(earliest_s, self._start_s)
 
     @property
     def is_done(self) -> bool:

@@ -29,10 +29,14 @@ PART_BYTES = 64_000_000  # of cleaned items that are cut by shard together: more
 
 
 def stage_items(plan: BuildPlan, number: int) -> dict[str, Any]:
-    """Read, clean and cut by shard one split of the catalogue, of any size. Returns counts."""
-    counts: dict[str, Any] = {"read": 0, "kept": 0, "rejected": Counter()}
+    """Read, clean and cut by shard one split of the catalogue, of any size. Returns counts.
+
+    ``kept_bytes``: what the kept rows take in memory.
+    """
+    counts: dict[str, Any] = {"read": 0, "kept": 0, "kept_bytes": 0, "rejected": Counter()}
     for part, table in enumerate(_gathered(_cleaned(plan, number, counts))):
         counts["kept"] += len(table)
+        counts["kept_bytes"] += table.nbytes
         _write_by_shard(plan, "items", f"{number:06d}-{part:06d}", table)
     return counts | {"rejected": dict(counts["rejected"])}
 
@@ -168,7 +172,8 @@ def todo_files(plan: BuildPlan) -> list[Path]:
 
 
 def encode_file(plan: BuildPlan, path: Path, encoder: Encoder, turns: Turns) -> dict[str, Any]:
-    """Encode the texts of one file into the embedding store. Returns counts, and the ``seconds`` the encoder worked.
+    """Encode the texts of one file into the embedding store. Returns counts, and when the encoder began (``begun_s``,
+    UTC epoch seconds) and how long it worked (``seconds``).
 
     turns: one is taken while the encoder works, not while files are read and written, so that other threads encode.
     """
@@ -176,13 +181,13 @@ def encode_file(plan: BuildPlan, path: Path, encoder: Encoder, turns: Turns) -> 
     texts = table["text"].to_pylist()
     store = plan.embeddings(encoder.identity)
     with turns(len(texts)):
-        start_s = time.perf_counter()
+        begun_s, start_s = time.time(), time.perf_counter()
         vectors = encoder.encode(texts, "item")
         n_tokens = sum(encoder.count_tokens(texts))
         seconds = time.perf_counter() - start_s
     written = store.write(table["text_key"].to_pylist(), vectors)
     counts = {"texts": len(texts), "tokens": n_tokens, "chars": sum(map(len, texts)), "bytes": written.stat().st_size}
-    return {**counts, "seconds": seconds}
+    return {**counts, "begun_s": begun_s, "seconds": seconds}
 
 
 def reject_rows(plan: BuildPlan) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from raysys.training import prices
 from raysys.training.encoding import MIN_TEXTS_FOR_SPEED
 
 MIN_TEXTS_FOR_RATIO = 20  # of tokens to characters
-_STAGED = ("read", "kept", "erased", "folded")
+_STAGED = ("read", "kept", "kept_bytes", "erased", "folded")
 
 
 class Report:
@@ -44,7 +44,7 @@ class Report:
 
     def add_encoded(self, counts: Mapping[str, Any]) -> None:
         """Add what ``encode_file`` has counted."""
-        self.add({name: n for name, n in counts.items() if name != "seconds"})
+        self.add({name: n for name, n in counts.items() if name not in {"begun_s", "seconds"}})
 
     def add_staged(self, counts: Mapping[str, Any], prefix: str) -> None:
         """Add what a stage that reads has counted; ``rejected``: reason -> rows."""

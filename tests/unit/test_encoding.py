@@ -94,10 +94,14 @@ class Stage:
         self.clock = FixedClock(1_000.0)
         self.encoding = Encoding(todo, encoders, WorkerSettings(**workers), spent_s, self.clock)
 
-    def file(self, at_s: float, texts: int, seconds: float) -> Encoding:
-        """A file comes in so long after the beginning of the stage, on which an encoder worked for ``seconds``."""
+    def file(self, at_s: float, texts: int, seconds: float, late_s: float = 0.0) -> Encoding:
+        """A file comes in so long after the beginning of the stage, on which an encoder worked for ``seconds``.
+
+        late_s: since it was encoded; below 0 where the worker's clock is ahead.
+        """
         self.clock.at_s = 1_000.0 + at_s
-        self.encoding.add({"texts": texts, "seconds": seconds})
+        begun_s = self.clock.now_s() - seconds - late_s
+        self.encoding.add({"texts": texts, "seconds": seconds, "begun_s": begun_s})
         return self.encoding
 
 
@@ -113,6 +117,12 @@ def test_start_up_is_told_from_steady_work() -> None:
     assert (figures["unit"], figures["texts_per_unit_s"]) == ("core", 100.0)
     assert figures["busy_share"] == pytest.approx(38 / 40)
     assert figures["usd_up_to_here"] is None
+
+
+def test_a_late_message_or_a_wrong_clock_does_not_hide_time() -> None:
+    assert Stage(100).file(30.0, 100, seconds=5.0, late_s=10.0).start_up_s == 15.0
+    assert Stage(100).file(30.0, 100, seconds=5.0, late_s=-1e6).start_up_s == 25.0
+    assert Stage(100).file(30.0, 100, seconds=5.0, late_s=1e6).start_up_s == 0.0
 
 
 def test_half_an_accelerator_counts_as_half() -> None:
@@ -240,7 +250,7 @@ def test_tokens_that_were_not_encoded_are_told_by_those_that_were() -> None:
     report.add({"unchanged": 900, "unchanged_chars": 30_000, "items": 1_000})
     assert report.as_dict()["unchanged_tokens_about"] is None
     assert "900 texts of 30,000 characters\n" in "\n".join(readable(report.as_dict(), 1, None)) + "\n"
-    report.add_encoded({"texts": 100, "tokens": 500, "chars": 2_000, "bytes": 1, "seconds": 1.0})
+    report.add_encoded({"texts": 100, "tokens": 500, "chars": 2_000, "bytes": 1, "begun_s": 0.0, "seconds": 1.0})
     assert report.as_dict()["unchanged_tokens_about"] == 7_500
     assert "about 7,500 tokens" in "\n".join(readable(report.as_dict(), 1, None))
 

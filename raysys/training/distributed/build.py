@@ -20,7 +20,7 @@ from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
-from raysys.training import behaviour, factor_blocks, finish, items, learn, log, words
+from raysys.training import behaviour, factor_blocks, finish, items, learn, log, memory, words
 from raysys.training.encoding import Encoding, Turns
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
@@ -65,6 +65,7 @@ class _Build:
 
     def __init__(self, plan: BuildPlan, report: Report, say: Say, clock: Clock) -> None:
         self._plan, self._report, self._say, self._clock = plan, report, say, clock
+        self._shard_bytes: list[int] = []  # that the task of each shard takes
         _quiet()
 
     def run(self) -> Manifest:
@@ -140,10 +141,14 @@ class _Build:
 
     def _settle(self, identity: EncoderIdentity) -> None:
         with self._report.stage("settle"):
-            settled = ray.get([_settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
+            n_bytes = memory.settle_bytes(self._report.counts["items_kept_bytes"], self._plan.n_shards)
+            settle = _settle.options(**_asked([n_bytes])[0])
+            settled = ray.get([settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
             ray.get(_count_words.remote(self._plan))
         for counts in settled:
             self._report.add(counts)
+            item_bytes = counts.get("item_bytes", 0)
+            self._shard_bytes.append(memory.shard_bytes(counts["items"], item_bytes, identity.dim))
 
     def _encode(self) -> None:
         files = items.todo_files(self._plan)
@@ -208,7 +213,7 @@ class _Build:
 
     def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
-            finished = _finished(self._plan, identity)
+            finished = self._finished(self._plan, identity)
         self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s, _ in finished))
         return finished
 
@@ -216,16 +221,24 @@ class _Build:
         """The ranking, from a snapshot of the same items that is fitted without what is held out."""
         self._say("learning the ranking from what people did last; some 5 s a thousand of them")
         with self._report.stage("learn to rank"):
-            finished = _finished(earlier, identity)
+            finished = self._finished(earlier, identity)
             self._report.learned = ray.get(_learn.remote(self._plan, earlier, identity, finished))
 
+    def _finished(self, plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
+        """One task a shard, side by side, as many as fit."""
+        asked = enumerate(_asked(self._shard_bytes))
+        tasks = [_finish.options(**given).remote(plan, n, identity) for n, given in asked]
+        finished: list[tuple[ShardRecord, Moments]] = ray.get(tasks)
+        return finished
 
-def _finished(plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
-    """One task a shard, side by side."""
-    finished: list[tuple[ShardRecord, Moments]] = ray.get(
-        [_finish.remote(plan, n, identity) for n in range(plan.n_shards)]
-    )
-    return finished
+
+def _asked(sizes_bytes: list[int]) -> list[dict[str, Any]]:
+    """What tasks of these sizes ask Ray for, so that a node is given no more of them than fit.
+
+    At most what the largest node has to give: a task that asks for more would wait for ever, where it may yet succeed.
+    """
+    largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return [{"memory": int(min(size, largest))} if largest > 0 else {} for size in sizes_bytes]
 
 
 _ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -245,6 +258,7 @@ _COUNTS = pa.schema(
         ("kind", pa.string()),
         ("read", pa.int64()),
         ("kept", pa.int64()),
+        ("kept_bytes", pa.int64()),
         ("erased", pa.int64()),
         ("latest_s", pa.float64()),
         ("rejected", pa.list_(pa.struct([("reason", pa.string()), ("n", pa.int64())]))),
