@@ -1,7 +1,7 @@
 """The bulk embedding job from start to end, against a plain loop over the same texts with the same weights.
 
     python benchmarks/embedding.py [--n 50000] [--rounds 5] [--json FILE] [--quick]
-    python benchmarks/embedding.py --steady [--texts 50000] [--hash] [--rounds 5] [--json FILE] [--quick]
+    python benchmarks/embedding.py --steady [--texts 50000] [--words 8 90] [--hash] [--rounds 5] [--json FILE] [--quick]
 
 Ours is ``raysys build``: start Ray, read and clean the catalogue, encode its texts in a pool of actors, build the FAISS
 shards, publish a snapshot. The peer (``plain_loop.py``) is ``SentenceTransformer.encode`` in float32 and ``faiss.add``.
@@ -79,8 +79,8 @@ def film_texts(folder: Path) -> list[str]:
     return [f"{row['title']}. {', '.join(row['genres'])}" for row in table.to_pylist() if row["title"] is not None]
 
 
-def made_up_texts(n: int) -> list[str]:
-    return list(islice(texts(vocabulary(), ITEM_WORDS, "items"), n))
+def made_up_texts(n: int, n_words: tuple[int, int] = ITEM_WORDS) -> list[str]:
+    return list(islice(texts(vocabulary(), n_words, "items"), n))
 
 
 def changed_texts(given: Sequence[str]) -> list[str]:
@@ -224,6 +224,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a smoke run: 300 random texts, one round")
     parser.add_argument("--steady", action="store_true", help="the encode stage against loops without Ray")
     parser.add_argument("--texts", type=int, default=10_000, help="random texts of --steady")
+    parser.add_argument("--words", type=int, nargs=2, default=ITEM_WORDS, help="fewest and most words of a text")
     parser.add_argument("--hash", action="store_true", help="--steady with hashed words: more files a second")
     return parser.parse_args()
 
@@ -245,14 +246,14 @@ def steady(given: argparse.Namespace) -> int:
     busy = busy_share()
     warn_if_busy(busy)
     try:
-        rounds = steady_rounds(made_up_texts(n), n_rounds, "hash" if given.hash else "minilm")
+        rounds = steady_rounds(made_up_texts(n, given.words), n_rounds, "hash" if given.hash else "minilm")
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for line in steady_lines(rounds):
         console.print(line)
     if given.json is not None:
-        figures_of = {"texts": n, "hash": given.hash, "rounds": [asdict(one) for one in rounds]}
+        figures_of = {"texts": n, "words": given.words, "hash": given.hash, "rounds": [asdict(one) for one in rounds]}
         written = {"benchmark": "embedding steady", "machine": machine(busy), **figures_of}
         given.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return 0
