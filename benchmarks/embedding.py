@@ -1,6 +1,7 @@
 """The bulk embedding job from start to end, against a plain loop over the same texts with the same weights.
 
     python benchmarks/embedding.py [--n 50000] [--rounds 5] [--json FILE] [--quick]
+    python benchmarks/embedding.py --steady [--texts 50000] [--words 8 90] [--hash] [--rounds 5] [--json FILE] [--quick]
 
 Ours is ``raysys build``: start Ray, read and clean the catalogue, encode its texts in a pool of actors, build the FAISS
 shards, publish a snapshot. The peer (``plain_loop.py``) is ``SentenceTransformer.encode`` in float32 and ``faiss.add``.
@@ -9,6 +10,8 @@ Both run as processes of their own on the same cores and take turns; ratios are 
 Start-up is told apart by a second catalogue of a few texts: what a run takes beyond it is the time of the other texts.
 Then 1 % of the texts are changed and ours runs again over the same index folder. Without --n the texts are the
 9,066 films; with it, random texts of 8 to 90 words.
+
+--steady asks another question: what Ray costs while the encoders are at work (``steady.py``).
 """
 
 import argparse
@@ -30,6 +33,7 @@ from figures import Spread, busy_share, machine, ratios, warn_if_busy
 from processes import end_on_sigterm, run, script
 from rich.console import Console
 from rich.table import Table
+from steady import steady_lines, steady_rounds
 from texts import ITEM_WORDS, texts, vocabulary
 
 from raysys.data.films import write_films
@@ -43,6 +47,7 @@ FEW_TEXTS = 64
 SHARDS = 2
 CHANGED_SHARE = 0.01
 QUICK_TEXTS = 300
+QUICK_STEADY_TEXTS = 3_000
 
 console = Console(width=150, highlight=False)
 
@@ -74,8 +79,8 @@ def film_texts(folder: Path) -> list[str]:
     return [f"{row['title']}. {', '.join(row['genres'])}" for row in table.to_pylist() if row["title"] is not None]
 
 
-def made_up_texts(n: int) -> list[str]:
-    return list(islice(texts(vocabulary(), ITEM_WORDS, "items"), n))
+def made_up_texts(n: int, n_words: tuple[int, int] = ITEM_WORDS) -> list[str]:
+    return list(islice(texts(vocabulary(), n_words, "items"), n))
 
 
 def changed_texts(given: Sequence[str]) -> list[str]:
@@ -217,6 +222,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 300 random texts, one round")
+    parser.add_argument("--steady", action="store_true", help="the encode stage against loops without Ray")
+    parser.add_argument("--texts", type=int, default=10_000, help="random texts of --steady")
+    parser.add_argument("--words", type=int, nargs=2, default=ITEM_WORDS, help="fewest and most words of a text")
+    parser.add_argument("--hash", action="store_true", help="--steady with hashed words: more files a second")
     return parser.parse_args()
 
 
@@ -232,9 +241,29 @@ def measured(n_rounds: int, n: int | None) -> tuple[list[str], list[Round]]:
     return items, rounds
 
 
+def steady(given: argparse.Namespace) -> int:
+    n_rounds, n = (1, QUICK_STEADY_TEXTS) if given.quick else (given.rounds, given.texts)
+    busy = busy_share()
+    warn_if_busy(busy)
+    try:
+        rounds = steady_rounds(made_up_texts(n, given.words), n_rounds, "hash" if given.hash else "minilm")
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for line in steady_lines(rounds):
+        console.print(line)
+    if given.json is not None:
+        figures_of = {"texts": n, "words": given.words, "hash": given.hash, "rounds": [asdict(one) for one in rounds]}
+        written = {"benchmark": "embedding steady", "machine": machine(busy), **figures_of}
+        given.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
 def main() -> int:
     given = arguments()
     end_on_sigterm()
+    if given.steady:
+        return steady(given)
     n_rounds, n = (1, QUICK_TEXTS) if given.quick else (given.rounds, given.n)
     if n is not None and n <= FEW_TEXTS:
         sys.exit(f"error: --n must be above {FEW_TEXTS}, the size of the run that start-up is told from; given: {n}")

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from raysys.config import (
     EncoderSettings,
     IndexSettings,
     ServeSettings,
+    WorkerSettings,
     load,
     parse,
 )
@@ -42,9 +44,14 @@ def build(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster; a local one is started without.")] = None,
     memory: Annotated[str | None, typer.Option(help="For the indexes of all shards together, such as 4GB.")] = None,
     recall: Annotated[float | None, typer.Option(help="That indexes must have, such as 0.95.")] = None,
+    limit_rate: Annotated[float | None, typer.Option(help="Encode so many texts per second at most.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop encoding where it would cost more dollars.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="What all machines of the job cost together.")] = None,
 ) -> None:
     """Embed a catalogue and publish a snapshot of sharded indexes."""
-    settings = with_index(_build_settings(source), memory, recall)
+    given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
+    given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
+    settings = with_workers(with_index(_build_settings(source), memory, recall), given)
     from raysys.training.distributed.build import build as run
     from raysys.training.distributed.connection import connected
     from raysys.training.plan import find_inputs
@@ -106,6 +113,13 @@ def with_index(settings: BuildSettings, memory: str | None, recall: float | None
     given = {name: value for name, value in (("memory", memory), ("recall", recall)) if value is not None}
     wanted = parse(IndexSettings, given, "the command line")
     return settings.model_copy(update={"index": settings.index.overridden(wanted)})
+
+
+def with_workers(settings: BuildSettings, given: Mapping[str, float | None]) -> BuildSettings:
+    """The settings with what was given on the command line in place of what `workers` says. Raises ConfigError."""
+    changed = {name: value for name, value in given.items() if value is not None}
+    workers = settings.workers.model_dump() | changed
+    return settings.model_copy(update={"workers": parse(WorkerSettings, workers, "the settings with these options")})
 
 
 def _build_settings(source: str) -> BuildSettings:

@@ -268,11 +268,29 @@ class StudentSettings(Settings):
 
 
 class WorkerSettings(Settings):
-    """What the job may use. ``encoders``: None = one an accelerator, or one a core."""
+    """What the job may use. ``encoders``: None = one an accelerator, or one a core.
+
+    ``limit_rate``: texts per second of all encoders together; None = as fast as they are. ``usd_per_hour``: of all
+    machines of the job together. ``max_cost``: in dollars; encoding stops when it is reached, or would be.
+    ``prices``: dollars per hour of a machine in ``training.prices``, where they are not those of the list.
+    """
 
     encoders: PositiveInt | None = None
     gpus_per_encoder: Annotated[float, Field(ge=0)] = 0
     texts_per_file: PositiveInt = 1_024
+    limit_rate: Annotated[float, Field(gt=0)] | None = None
+    usd_per_hour: Annotated[float, Field(gt=0)] | None = None
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    prices: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.max_cost is not None and self.usd_per_hour is None:
+            raise ValueError(
+                "max_cost needs a price: say what all machines of the job cost together as usd_per_hour "
+                "(--usd-per-hour of raysys build)"
+            )
+        return self
 
 
 class BuildSettings(Settings):

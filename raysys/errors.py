@@ -9,6 +9,7 @@ RaysysError
 ├── CatalogError          the catalogue holds nothing that can be indexed
 ├── SnapshotError         a snapshot is missing, damaged or written by something newer
 │   └── SnapshotMismatch  encoder and snapshot do not belong together
+├── OverBudget            a job would cost more than was allowed, and was stopped
 ├── EncoderError          a model cannot be loaded, or gave vectors that cannot be used
 └── Unavailable           a part cannot answer now; try again           -> 503
     ├── Overloaded        a bounded queue is full                       -> 429
@@ -61,6 +62,10 @@ class SnapshotError(RaysysError):
 
 class SnapshotMismatch(SnapshotError):
     """The encoder is not the one that made the snapshot's vectors."""
+
+
+class OverBudget(RaysysError):
+    """A job would cost more than was allowed, or does already, and was stopped. What it has done is kept."""
 
 
 class EncoderError(RaysysError):

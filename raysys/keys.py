@@ -10,6 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.types import TextKeys
+
 
 # A person's ids come again with each of their requests; a known one costs a tenth of a hash.
 @lru_cache(maxsize=1 << 17)
@@ -47,3 +49,11 @@ def shard_of(key: int, n_shards: int) -> int:
 def text_key(encoder_fingerprint: str, text: str) -> bytes:
     """32 bytes that name one text under one encoder: SHA-256 of fingerprint, NUL, text."""
     return hashlib.sha256(encoder_fingerprint.encode() + b"\0" + text.encode()).digest()
+
+
+def text_keys(encoder_fingerprint: str, texts: Iterable[str]) -> TextKeys:
+    """``text_key`` of each text: [n], without an object a key."""
+    keys = bytearray()
+    for text in texts:
+        keys += text_key(encoder_fingerprint, text)
+    return np.frombuffer(keys, dtype="V32")

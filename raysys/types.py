@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 Keys = NDArray[np.uint64]
+TextKeys = NDArray[np.void]  # 32 bytes each (``keys.text_key``); they sort as bytes do
 
 # The candidate sources, in the order of the columns of every score matrix.
 QUERY, PROFILE, SAID, QUERY_WORDS, WORDS, TRANSITION, RIDGE = range(7)

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysys.errors import EncoderError, SnapshotError
-from raysys.types import Vectors
+from raysys.types import TextKeys, Vectors
 
 KEY_BYTES = 32
+KEY = np.dtype(f"V{KEY_BYTES}")
 ROW_GROUP = 8_192  # vectors read in one piece: 25 MB at 768 dimensions
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,18 @@ class EmbeddingStore:
             ]
         )
 
-    def keys(self) -> set[bytes]:
-        """The keys of all texts that have a vector here."""
-        return {key for file in self._files() for key in _keys_of(file)}
+    def holds(self, keys: TextKeys) -> NDArray[np.bool_]:
+        """[n] bool: which of these keys, which may repeat, have a vector here.
+
+        However many vectors there are, holds these keys and those of one row group.
+        """
+        wanted, at = _Wanted(keys), np.unique(keys, return_inverse=True)[1]
+        found = np.zeros(len(wanted.keys), dtype=np.bool_)
+        for file in self._files():
+            for group in range(file.num_row_groups):
+                places = wanted.places(_group_keys(file, group))
+                found[places[places >= 0]] = True
+        return found[at]
 
     def write(self, keys: Sequence[bytes], vectors: Vectors) -> Path:
         """Store one vector a key, [len(keys), dim] float32, in a new file, on disk when this returns."""
@@ -61,35 +71,38 @@ class EmbeddingStore:
         _sync_folder(self.folder)
         return path
 
-    def load(self, keys: Sequence[bytes]) -> Vectors:
+    def load(self, keys: TextKeys) -> Vectors:
         """[len(keys), dim] float32 in the order of the keys, which may repeat.
 
         Holds the result and one row group at a time. Raises SnapshotError that says how many keys have no vector.
         """
-        rows: dict[bytes, int] = {}
-        for key in keys:
-            rows.setdefault(key, len(rows))
-        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
-        missing = np.ones(len(rows), dtype=np.bool_)
+        _, first, at = np.unique(keys, return_index=True, return_inverse=True)
+        wanted = _Wanted(keys)
+        vectors = np.empty((len(keys), self.dim), dtype=np.float32)
+        missing = np.ones(len(first), dtype=np.bool_)
         for file in self._files():
             if not missing.any():
                 break
-            self._fill(file, rows, vectors, missing)
+            self._fill(file, wanted, first, vectors, missing)
         if missing.any():
             raise SnapshotError(
-                f"{missing.sum()} of {len(rows)} vectors are not in {self.folder}; encode their texts first"
+                f"{missing.sum()} of {len(first)} vectors are not in {self.folder}; encode their texts first"
             )
-        return vectors if len(rows) == len(keys) else vectors[[rows[key] for key in keys]]
+        again = np.flatnonzero(first[at] != np.arange(len(keys)))
+        vectors[again] = vectors[first[at[again]]]
+        return vectors
 
-    def _fill(self, file: Any, rows: dict[bytes, int], vectors: Vectors, missing: NDArray[np.bool_]) -> None:
-        """Copy the wanted vectors of one file; row groups without any are not read."""
+    def _fill(
+        self, file: Any, wanted: "_Wanted", first: NDArray[np.intp], vectors: Vectors, missing: NDArray[np.bool_]
+    ) -> None:
+        """Copy the wanted vectors of one file to the first row of each; row groups without any are not read."""
         for group in range(file.num_row_groups):
-            found = file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
-            wanted = [(source, rows[key]) for source, key in enumerate(found) if key in rows and missing[rows[key]]]
-            if wanted:
-                source, target = np.array(wanted).T
-                vectors[target] = _rows_of(file.read_row_group(group, columns=["vector"]), self.dim)[source]
-                missing[target] = False
+            places = wanted.places(_group_keys(file, group))
+            source = np.flatnonzero((places >= 0) & missing[places])
+            if len(source):
+                rows = _rows_of(file.read_row_group(group, columns=["vector"]), self.dim)
+                vectors[first[places[source]]] = rows[source]
+                missing[places[source]] = False
 
     def _files(self) -> Iterator[Any]:
         """The open files, those apart that are not ours: the worst they cost is that a text is encoded again."""
@@ -106,9 +119,47 @@ class EmbeddingStore:
                     log.warning("%s is left out, its columns are not those of %d-d vectors", path, self.dim)
 
 
-def _keys_of(file: Any) -> Iterator[bytes]:
-    for group in range(file.num_row_groups):
-        yield from file.read_row_group(group, columns=["text_key"]).column(0).to_pylist()
+class _Wanted:
+    """Keys to look for. keys: each once, ascending; 40 bytes a key."""
+
+    def __init__(self, keys: TextKeys) -> None:
+        self.keys = np.unique(keys)
+        self._begins = _begins(self.keys)
+
+    def places(self, found: TextKeys) -> NDArray[np.intp]:
+        """Where each of these stands in ``keys``, -1 where it does not."""
+        places = np.full(len(found), -1, dtype=np.intp)
+        if not len(self.keys):
+            return places
+        # Whole keys are compared one by one in memory; most that are not wanted differ in the first 8 bytes already.
+        begins = _begins(found)
+        near = np.minimum(np.searchsorted(self._begins, begins), len(self.keys) - 1)
+        likely = np.flatnonzero(self._begins[near] == begins)
+        at = np.minimum(np.searchsorted(self.keys, found[likely]), len(self.keys) - 1)
+        same = self.keys[at] == found[likely]
+        places[likely[same]] = at[same]
+        return places
+
+
+def _begins(keys: TextKeys) -> NDArray[np.uint64]:
+    """The first 8 bytes of each key as a number that sorts as the key does."""
+    words = np.ascontiguousarray(keys).view(">u8").reshape(len(keys), KEY_BYTES // 8)
+    return words[:, 0].astype(np.uint64)
+
+
+def _group_keys(file: Any, group: int) -> TextKeys:
+    return keys_of(file.read_row_group(group, columns=["text_key"]).column(0))
+
+
+def keys_of(column: Any) -> TextKeys:
+    """The keys of a column of 32-byte values without nulls: [n]."""
+    chunks = [np.frombuffer(c.buffers()[1], dtype=KEY)[c.offset : c.offset + len(c)] for c in column.chunks if len(c)]
+    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, KEY), *chunks])
+
+
+def key_column(keys: TextKeys) -> Any:
+    """[n] keys as an Arrow array that shares their memory."""
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys)])
 
 
 def _column(vectors: Vectors) -> Any:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from raysys.index.arrays import open_array, save_array
 from raysys.types import Vectors
 
+BLOCK = 65_536  # vectors that are in float64 at a time
 MIN_ITEMS = 100  # fewer say too little about a covariance
 _TINY = 1e-12
 
@@ -33,8 +34,13 @@ class Moments:
     @classmethod
     def of(cls, vectors: Vectors) -> "Moments":
         """The sums over [n, dim] vectors; zero vectors, of items without text, are left out."""
-        present = vectors[np.any(vectors != 0, axis=1)].astype(np.float64)
-        return cls(len(present), present.sum(axis=0), present.T @ present)
+        n, dim = 0, vectors.shape[1]
+        total, outer = np.zeros(dim), np.zeros((dim, dim))
+        for start in range(0, len(vectors), BLOCK):
+            block = vectors[start : start + BLOCK]
+            present = block[np.any(block != 0, axis=1)].astype(np.float64)
+            n, total, outer = n + len(present), total + present.sum(axis=0), outer + present.T @ present
+        return cls(n, total, outer)
 
 
 @dataclass(frozen=True, eq=False)

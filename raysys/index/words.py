@@ -4,7 +4,7 @@ A term's weight in an item is ``(1 + log(count)) * idf`` with ``idf = log(1 + N 
 term; the weights of an item have length 1 (TF-IDF, Salton and Buckley 1988). So the score of a request is a cosine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,13 @@ class Vocabulary:
     n_items: int
 
     @classmethod
-    def from_parts(cls, terms: Sequence[Keys], n_items: int) -> "Vocabulary":
-        """From the terms of all items, part by part; each item names each of its terms once."""
-        every = np.concatenate([np.empty(0, np.uint64), *terms])
-        unique, counts = np.unique(every, return_counts=True)
-        return cls(unique, counts.astype(np.int64), n_items)
+    def from_parts(cls, parts: Iterable[tuple[Keys, NDArray[np.int64]]], n_items: int) -> "Vocabulary":
+        """From parts of the catalogue: the terms of each, and how many of its items hold them. Holds one at a time."""
+        terms, n_with = np.empty(0, np.uint64), np.empty(0, np.int64)
+        for more, with_more in parts:
+            terms, at = np.unique(np.concatenate([terms, more]), return_inverse=True)
+            n_with = np.bincount(at, weights=np.concatenate([n_with, with_more]), minlength=len(terms)).astype(np.int64)
+        return cls(terms, n_with, n_items)
 
     def idf(self, terms: Keys) -> NDArray[np.float32]:
         """[t] float32: how much it says that an item holds this term. One that no item holds counts like the rarest."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from raysys.config import IndexSettings, ItemRules
 from raysys.data.catalog import ITEM_SCHEMA
 from raysys.encoder.protocol import EncoderIdentity
+from raysys.encoder.vectors import keys_of
 from raysys.errors import CatalogError
 from raysys.index import choose
 from raysys.index.contrast import Contrast, Moments
@@ -21,9 +22,8 @@ from raysys.index.shard_files import rows_of, write_shard
 from raysys.index.sparse_rows import SparseRows
 from raysys.index.store import SnapshotStore, write_manifest
 from raysys.index.vector_index import VectorIndex
-from raysys.keys import item_keys
 from raysys.training import behaviour, spaces, words
-from raysys.training.items import reject_rows
+from raysys.training.items import KEY, reject_rows
 from raysys.training.plan import BuildPlan
 from raysys.training.student import stage as student
 from raysys.training.transition import PairCounts
@@ -95,10 +95,9 @@ def _settled(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[p
     path = plan.staged("settled") / f"{number:05d}.parquet"
     if not path.is_file():  # no item fell into this shard
         return _item_schema(plan).empty_table(), np.empty(0, np.uint64), np.empty((0, identity.dim), np.float32)
-    table = pq.read_table(path)
-    vectors = plan.embeddings(identity).load(table["text_key"].to_pylist())
-    items = table.select(_item_schema(plan).names).combine_chunks()
-    return items, item_keys(table["item_id"].to_pylist()), vectors
+    table = pq.read_table(path, columns=[*_item_schema(plan).names, KEY])
+    vectors = plan.embeddings(identity).load(keys_of(table["text_key"]))
+    return table.select(_item_schema(plan).names).combine_chunks(), table[KEY].to_numpy(), vectors
 
 
 def _item_schema(plan: BuildPlan) -> pa.Schema:

@@ -3,40 +3,65 @@
 Every stage reads and writes files; what it returns is small. A stage that is run again writes the same files again.
 """
 
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raysys.data import catalog, readers
 from raysys.data.rejects import Reject, rejects_table
 from raysys.encoder.protocol import Encoder, EncoderIdentity
-from raysys.keys import item_keys, text_key
+from raysys.encoder.vectors import key_column, keys_of
+from raysys.keys import item_keys, text_keys
 from raysys.training import changes, words
+from raysys.training.encoding import Turns
 from raysys.training.plan import BuildPlan
 
 KEY, TEXT = "item_key", "item_text"
+PART_BYTES = 64_000_000  # of cleaned items that are cut by shard together: more memory, or more and smaller files
 
 
 def stage_items(plan: BuildPlan, number: int) -> dict[str, Any]:
-    """Read, clean and cut by shard one split of the catalogue. Returns counts."""
-    split = plan.inputs.items[number]
+    """Read, clean and cut by shard one split of the catalogue, of any size. Returns counts.
+
+    ``kept_bytes``: what the kept rows take in memory.
+    """
+    counts: dict[str, Any] = {"read": 0, "kept": 0, "kept_bytes": 0, "rejected": Counter()}
+    for part, table in enumerate(_gathered(_cleaned(plan, number, counts))):
+        counts["kept"] += len(table)
+        counts["kept_bytes"] += table.nbytes
+        _write_by_shard(plan, "items", f"{number:06d}-{part:06d}", table)
+    return counts | {"rejected": dict(counts["rejected"])}
+
+
+def _cleaned(plan: BuildPlan, number: int, counts: dict[str, Any]) -> Iterator[pa.Table]:
+    """The items of a split, batch by batch. Counts what was read, counts and puts aside what was rejected."""
     wanted = catalog.columns_to_read(plan.settings.catalog, plan.inputs.item_columns)
-    kept, rejects, n_read = [], [], 0
-    for batch in readers.read(split, wanted):
-        n_read += len(batch.table) + len(batch.rejects)
+    for part, batch in enumerate(readers.read(plan.inputs.items[number], wanted)):
         prepared = catalog.prepare(batch, plan.settings.catalog, plan.inputs.item_columns, plan.inputs.attributes)
-        rejects += prepared.rejects
-        kept.append(prepared.items)
-    table = pa.concat_tables(kept) if kept else None
-    n_kept = 0 if table is None else len(table)
-    if table is not None and n_kept:
-        _write_by_shard(plan, "items", number, table)
-    write_rejects(plan, f"items-{number:06d}", rejects)
-    return {"read": n_read, "kept": n_kept, "rejected": by_code(rejects)}
+        counts["read"] += len(batch.table) + len(batch.rejects)
+        counts["rejected"].update(by_code(prepared.rejects))
+        write_rejects(plan, f"items-{number:06d}-{part:06d}", prepared.rejects)
+        yield prepared.items
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of some ``PART_BYTES``."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(one.nbytes for one in held) >= PART_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def stage_changes(plan: BuildPlan) -> dict[str, Any]:
@@ -47,18 +72,18 @@ def stage_changes(plan: BuildPlan) -> dict[str, Any]:
         folded = changes.prepare(batch, plan.settings.catalog, plan.inputs.attributes, number)
         n_folded += len(batch)
         rejects += folded.rejects
-        _write_by_shard(plan, "changes", number, folded.items)
-        _write_by_shard(plan, "gone", number, folded.gone)
+        _write_by_shard(plan, "changes", f"{number:06d}", folded.items)
+        _write_by_shard(plan, "gone", f"{number:06d}", folded.gone)
     write_rejects(plan, f"items-{first:06d}", rejects)
     return {"folded": n_folded, "rejected": by_code(rejects)}
 
 
-def _write_by_shard(plan: BuildPlan, kind: str, number: int, table: pa.Table) -> None:
+def _write_by_shard(plan: BuildPlan, kind: str, name: str, table: pa.Table) -> None:
     keys = item_keys(table["item_id"].to_pylist())
     table = table.append_column(KEY, pa.array(keys))
     shard = keys % np.uint64(plan.n_shards)
     for s in np.unique(shard):
-        path = plan.staged(kind, f"{s:05d}") / f"{number:06d}.parquet"
+        path = plan.staged(kind, f"{s:05d}") / f"{name}.parquet"
         pq.write_table(table.filter(pa.array(shard == s)), path)
 
 
@@ -80,27 +105,29 @@ def settle_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dic
     """All items of one shard, the last of each id, sorted by key; and files of the texts that have no vector yet.
 
     Returns counts. ``duplicates``: rows of the catalogue with a later one. ``replaced_by_change``: those with a live
-    change. ``deleted_by_change``: items of the catalogue that stay away, as a live change says.
+    change. ``deleted_by_change``: items of the catalogue that stay away, as a live change says. ``unchanged``: texts
+    that have a vector, ``unchanged_chars`` in all; ``todo``: those that have none. ``item_bytes``: of the items.
     """
     items, counts = _latest(plan, number)
     if not len(items):
         return {**counts, "items": 0, "collisions": 0, "todo": 0, "unchanged": 0}
     items, collisions = _without_collisions(items.sort_by(KEY))
-    fingerprint = identity.fingerprint()
-    texts = items[TEXT].to_pylist()
-    keys = [text_key(fingerprint, text) for text in texts]
-    items = items.append_column("text_key", pa.array(keys, pa.binary(32)))
+    keys = text_keys(identity.fingerprint(), (text.as_py() for text in items[TEXT]))
+    items = items.append_column("text_key", key_column(keys))
     pq.write_table(items, plan.staged("settled") / f"{number:05d}.parquet")
     words.stage(plan, number, items)
-    done = plan.embeddings(identity).keys()
-    todo = {key: text for key, text in zip(keys, texts, strict=True) if key not in done}
-    _write_todo(plan, number, todo)
+    texts = items.select(["text_key", TEXT]).take(np.sort(np.unique(keys, return_index=True)[1]))
+    known = plan.embeddings(identity).holds(keys_of(texts["text_key"]))
+    chars = pc.utf8_length(texts[TEXT]).to_numpy()
+    _write_todo(plan, number, texts, np.flatnonzero(~known)[np.argsort(chars[~known], kind="stable")])
     return {
         **counts,
         "items": len(items),
+        "item_bytes": items.nbytes,
         "collisions": collisions,
-        "todo": len(todo),
-        "unchanged": len(set(keys)) - len(todo),
+        "todo": int((~known).sum()),
+        "unchanged": int(known.sum()),
+        "unchanged_chars": int(chars[known].sum()),
     }
 
 
@@ -129,14 +156,14 @@ def _without_collisions(items: pa.Table) -> tuple[pa.Table, int]:
     return (items, 0) if first.all() else (items.filter(pa.array(first)), int((~first).sum()))
 
 
-def _write_todo(plan: BuildPlan, number: int, todo: dict[bytes, str]) -> None:
-    """Files of texts of like length: an encoder then pads little, whatever file it gets."""
-    ordered = sorted(todo.items(), key=lambda pair: len(pair[1]))
+def _write_todo(plan: BuildPlan, number: int, texts: pa.Table, todo: NDArray[np.intp]) -> None:
+    """Files of the texts in these rows, the shortest first. Those of a file are of like length: an encoder then pads
+    little, whatever file it gets."""
     size = plan.settings.workers.texts_per_file
-    for start in range(0, len(ordered), size):
-        part = ordered[start : start + size]
-        table = pa.table({"text_key": pa.array([k for k, _ in part], pa.binary(32)), "text": [t for _, t in part]})
-        pq.write_table(table, plan.staged("todo") / f"{number:05d}-{start // size:06d}.parquet")
+    texts = texts.rename_columns(["text_key", "text"])
+    for start in range(0, len(todo), size):
+        path = plan.staged("todo") / f"{number:05d}-{start // size:06d}.parquet"
+        pq.write_table(texts.take(todo[start : start + size]), path)
 
 
 def todo_files(plan: BuildPlan) -> list[Path]:
@@ -144,14 +171,22 @@ def todo_files(plan: BuildPlan) -> list[Path]:
     return sorted(plan.staged("todo").glob("*.parquet"), key=lambda path: -path.stat().st_size)
 
 
-def encode_file(plan: BuildPlan, path: Path, encoder: Encoder) -> dict[str, int]:
-    """Encode the texts of one file into the embedding store. Returns counts."""
+def encode_file(plan: BuildPlan, path: Path, encoder: Encoder, turns: Turns) -> dict[str, Any]:
+    """Encode the texts of one file into the embedding store. Returns counts, and when the encoder began (``begun_s``,
+    UTC epoch seconds) and how long it worked (``seconds``).
+
+    turns: one is taken while the encoder works, not while files are read and written, so that other threads encode.
+    """
     table = pq.read_table(path)
     texts = table["text"].to_pylist()
     store = plan.embeddings(encoder.identity)
-    vectors, n_tokens = encoder.encode_counted(texts, "item")
+    with turns(len(texts)):
+        begun_s, start_s = time.time(), time.perf_counter()
+        vectors, n_tokens = encoder.encode_counted(texts, "item")
+        seconds = time.perf_counter() - start_s
     written = store.write(table["text_key"].to_pylist(), vectors)
-    return {"texts": len(texts), "tokens": n_tokens, "bytes": written.stat().st_size}
+    counts = {"texts": len(texts), "tokens": n_tokens, "chars": sum(map(len, texts)), "bytes": written.stat().st_size}
+    return {**counts, "begun_s": begun_s, "seconds": seconds}
 
 
 def reject_rows(plan: BuildPlan) -> Iterator[dict[str, Any]]:

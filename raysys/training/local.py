@@ -3,9 +3,10 @@
 from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings
 from raysys.encoder.build import build_encoder
-from raysys.encoder.protocol import EncoderIdentity
+from raysys.encoder.protocol import Encoder, EncoderIdentity
 from raysys.index.manifest import Manifest
-from raysys.training import behaviour, factor_blocks, finish, items, learn, log
+from raysys.training import behaviour, factor_blocks, finish, items, learn, log, words
+from raysys.training.encoding import Encoding, Turns
 from raysys.training.held_out import HeldOut
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
@@ -13,7 +14,7 @@ from raysys.training.student.stage import fit_student
 
 
 def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
-    """Build and publish a snapshot. Raises ConfigError and CatalogError like the distributed job."""
+    """Build and publish a snapshot. Raises what the distributed job raises."""
     clock = SystemClock() if clock is None else clock
     report = Report(clock)
     with planned(settings, clock.now_s()) as plan:
@@ -43,9 +44,20 @@ def stage(plan: BuildPlan, report: Report) -> tuple[EncoderIdentity, float]:
     encoder = build_encoder(plan.settings.encoder)
     for part in range(plan.n_shards):
         report.add(items.settle_shard(plan, part, encoder.identity))
-    for path in items.todo_files(plan):
-        report.add(items.encode_file(plan, path, encoder))
+    words.count_all(plan)
+    _encode(plan, encoder, report)
     return encoder.identity, max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
+
+
+def _encode(plan: BuildPlan, encoder: Encoder, report: Report) -> None:
+    workers = plan.settings.workers
+    turns = Turns(workers.limit_rate)
+    encoding = Encoding(report.counts["todo"], 1, workers, report.elapsed_s(), report.clock)
+    for path in items.todo_files(plan):
+        counts = items.encode_file(plan, path, encoder, turns)
+        report.add_encoded(counts)
+        encoding.add(counts)
+    report.encoding = encoding.figures()
 
 
 def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:

@@ -15,7 +15,7 @@ from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import EmbeddingStore
 from raysys.errors import CatalogError
 from raysys.index.store import SnapshotStore
-from raysys.training import changes
+from raysys.training import changes, prices
 from raysys.training.held_out import HeldOut
 
 
@@ -77,6 +77,7 @@ class BuildPlan:
 
 def find_inputs(settings: BuildSettings) -> Inputs:
     """Look at the input files and match their columns. Raises ConfigError that names what is missing, CatalogError."""
+    prices.check(settings.workers.prices)
     if settings.state is not None:
         changes.check_location(settings.state)
     items = readers.discover(settings.catalog.path, settings.catalog.format)

@@ -8,35 +8,46 @@ from typing import Any
 from raysys.clock import Clock
 from raysys.index.choose import Trial
 from raysys.index.manifest import Manifest
+from raysys.training import prices
+from raysys.training.encoding import MIN_TEXTS_FOR_SPEED
 
-_STAGED = ("read", "kept", "erased", "folded")
-MIN_TEXTS_FOR_SPEED = 1_000  # with fewer, a speed would only tell of the start-up
+MIN_TEXTS_FOR_RATIO = 20  # of tokens to characters
+_STAGED = ("read", "kept", "kept_bytes", "erased", "folded")
 
 
 class Report:
     """Counts and seconds, gathered while the build runs."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock, self._start_s = clock, clock.monotonic_s()
+        self.clock, self._start_s = clock, clock.monotonic_s()
         self.stages_s: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.learned: Mapping[str, Any] = {}  # the report on the ranking
         self.student: Mapping[str, Any] = {}  # the report on the student
+        self.encoding: Mapping[str, Any] = {}  # ``Encoding.figures``
+
+    def elapsed_s(self) -> float:
+        """Since the build began."""
+        return self.clock.monotonic_s() - self._start_s
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage; one that is entered again adds up."""
-        start_s = self._clock.monotonic_s()
+        start_s = self.clock.monotonic_s()
         try:
             yield
         finally:
-            self.stages_s[name] = round(self.stages_s.get(name, 0.0) + self._clock.monotonic_s() - start_s, 3)
+            self.stages_s[name] = round(self.stages_s.get(name, 0.0) + self.clock.monotonic_s() - start_s, 3)
 
     def add(self, counts: Mapping[str, int], prefix: str = "") -> None:
         """Add counts of one task."""
         for name, n in counts.items():
             self.counts[prefix + name] += n
+
+    def add_encoded(self, counts: Mapping[str, Any]) -> None:
+        """Add what ``encode_file`` has counted."""
+        self.add({name: n for name, n in counts.items() if name not in {"begun_s", "seconds"}})
 
     def add_staged(self, counts: Mapping[str, Any], prefix: str) -> None:
         """Add what a stage that reads has counted; ``rejected``: reason -> rows."""
@@ -52,10 +63,21 @@ class Report:
             "rejected": dict(self.rejected),
             "ranking": dict(self.learned),
             "student": dict(self.student),
+            "encoding": dict(self.encoding),
+            "unchanged_tokens_about": self._unchanged_tokens(),
             "stages_s": self.stages_s,
-            "total_s": round(self._clock.monotonic_s() - self._start_s, 3),
+            "total_s": round(self.elapsed_s(), 3),
             "texts_per_s": round(texts / encode_s, 1) if texts >= MIN_TEXTS_FOR_SPEED and encode_s > 0 else None,
         }
+
+    def _unchanged_tokens(self) -> int | None:
+        """By the characters of the texts that an earlier build encoded, as this one met so many tokens in so many.
+
+        None where too few were encoded to say.
+        """
+        if self.counts["texts"] < MIN_TEXTS_FOR_RATIO or not self.counts["chars"]:
+            return None
+        return round(self.counts["unchanged_chars"] * self.counts["tokens"] / self.counts["chars"])
 
 
 def readable(report: Mapping[str, Any], manifest: Manifest) -> Iterable[str]:
@@ -93,6 +115,7 @@ def readable(report: Mapping[str, Any], manifest: Manifest) -> Iterable[str]:
     yield from _student(report.get("student", {}))
     speed = "" if get("texts_per_s") is None else f" at {get('texts_per_s'):,.0f} texts/s, start-up included"
     yield f"texts encoded {get('texts', 0):,} ({get('tokens', 0):,} tokens){speed}; unchanged {get('unchanged', 0):,}"
+    yield from _costs(report)
     exactness = "" if recall is None else f", recall@10 {recall:.3f} against exact search"
     yield f"items {get('items', 0):,} in {n_shards} shard(s){exactness}"
     yield from _indexes(manifest)
@@ -121,6 +144,27 @@ def _indexes(manifest: Manifest) -> Iterable[str]:
         yield f"  {shard.folder}: {shard.index_kind}, breadth {shard.effort.breadth}, refined {shard.effort.refined}"
         for trial in map(Trial.from_dict, shard.tried):
             yield f"    {trial.text()}"
+
+
+def _costs(report: Mapping[str, Any]) -> Iterable[str]:
+    """What encoding took, and what it did not take because an earlier build had the vectors."""
+    about = report.get("unchanged_tokens_about")
+    tokens = "" if about is None else f", about {about:,} tokens"
+    if report.get("unchanged", 0):
+        spared = f"{report['unchanged']:,} texts of {report['unchanged_chars']:,} characters{tokens}"
+        yield f"  not encoded, as an earlier build had them: {spared}"
+    encoding = report.get("encoding", {})
+    if encoding.get("texts_per_s") is None:
+        return
+    speed = f"{encoding['texts_per_s']:,.0f} texts/s, {encoding['texts_per_unit_s']:,.1f} a {encoding['unit']}-second"
+    yield (
+        f"  start-up {encoding['start_up_s']:.1f} s, then {encoding['steady_s']:.1f} s of {encoding['encoders']} "
+        f"encoder(s): {speed}"
+    )
+    dollars = ", ".join(f"{name} ${usd:.2f}" for name, usd in encoding["usd_per_million_texts"].items())
+    yield f"  a million such texts, an estimate by list prices of {prices.AS_OF} and the speed here: {dollars}"
+    if encoding["usd_up_to_here"] is not None:
+        yield f"  ${encoding['usd_up_to_here']:.2f} up to the last text, by workers.usd_per_hour"
 
 
 def _ranking(learned: Mapping[str, Any]) -> Iterable[str]:

@@ -1,5 +1,6 @@
 """The stages that turn the fields of items into terms: counted shard by shard, weighed over the whole catalogue."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +15,44 @@ from raysys.training.plan import BuildPlan
 from raysys.types import Keys
 from raysys.words import READ, WHOLE, item_terms
 
-ROW_BATCH = 1_024  # rows that are Python objects at a time
+ROW_BATCH = 4_096  # rows that are Python objects at a time
+_SCHEMA = pa.schema([("row", pa.int32()), ("term", pa.uint64()), ("count", pa.float32())])
 
 
 def stage(plan: BuildPlan, number: int, items: pa.Table) -> None:
-    """Write how often each row of a shard's settled items holds each of its terms."""
-    attributes = [*plan.inputs.attributes]
+    """Write how often each row of a shard's settled items holds each of its terms, and how many rows hold each term."""
+    path = plan.staged("words") / f"{number:05d}.parquet"
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
+        for table in _terms_of(items, [*plan.inputs.attributes]):
+            writer.write_table(table)
+    terms, n_with = np.unique(pq.read_table(path, columns=["term"])["term"].to_numpy(), return_counts=True)
+    pq.write_table(pa.table({"term": terms, "n_with": n_with}), plan.staged("terms") / path.name)
+
+
+def _terms_of(items: pa.Table, attributes: list[str]) -> Iterator[pa.Table]:
+    """Tables of ``_SCHEMA``, some thousands of items each."""
     fields = items.select([*dict.fromkeys((*READ, *WHOLE, *attributes))])
-    rows, terms, counts = [np.empty(0, np.int32)], [np.empty(0, np.uint64)], [np.empty(0, np.float32)]
     first = 0
     for batch in fields.to_batches(max_chunksize=ROW_BATCH):
-        for row, values in enumerate(batch.to_pylist(), start=first):
-            found = item_terms(values, attributes)
-            rows.append(np.full(len(found), row, dtype=np.int32))
-            terms.append(term_keys(found))
-            counts.append(np.fromiter(found.values(), dtype=np.float32))
+        found = [item_terms(values, attributes) for values in batch.to_pylist()]
+        rows = np.repeat(np.arange(first, first + len(found), dtype=np.int32), [len(terms) for terms in found])
+        terms = term_keys(term for terms in found for term in terms)
+        counts = np.fromiter((n for terms in found for n in terms.values()), dtype=np.float32)
+        yield pa.table([rows, terms, counts], schema=_SCHEMA)
         first += len(batch)
-    columns = {"row": np.concatenate(rows), "term": np.concatenate(terms), "count": np.concatenate(counts)}
-    pq.write_table(pa.table(columns), plan.staged("words") / f"{number:05d}.parquet")
+
+
+def count_all(plan: BuildPlan) -> None:
+    """Write the vocabulary of all settled items. Once: tasks map it, where each would else hold every term."""
+    parts = (pq.read_table(path) for path in _files(plan, "terms"))
+    n_items = sum(pq.read_metadata(path).num_rows for path in _files(plan, "settled"))
+    counted = ((part["term"].to_numpy(), part["n_with"].to_numpy()) for part in parts)
+    Vocabulary.from_parts(counted, n_items).save(plan.staged("vocabulary"))
 
 
 def vocabulary(plan: BuildPlan) -> Vocabulary:
-    """The terms of all settled items."""
-    parts = [pq.read_table(path, columns=["term"])["term"].to_numpy() for path in _files(plan, "words")]
-    n_items = sum(pq.read_metadata(path).num_rows for path in _files(plan, "settled"))
-    return Vocabulary.from_parts(parts, n_items)
+    """The terms of all settled items, mapped from what ``count_all`` wrote."""
+    return Vocabulary.load(plan.staged("vocabulary"))
 
 
 def settled_keys(plan: BuildPlan) -> Keys:

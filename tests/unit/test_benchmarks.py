@@ -16,6 +16,7 @@ from embedding import Round, Run, figures
 from figures import Spread, ratios
 from http_load import Load, complaint, parse, percentile, requests
 from processes import child, pss_kib
+from steady import SteadyRound, steady_lines
 
 WORDS = ["river", "stone", "light", "forest", "engine", "letter"]
 
@@ -171,3 +172,11 @@ def test_start_up_is_told_apart_from_speed() -> None:
 def test_a_run_shorter_than_start_up_shows_no_speed() -> None:
     rows = {row.name for row in figures([one_round(peer_s=110.0, ours_s=9.0)], n=1_064)}
     assert "without start-up, texts/s" not in rows
+
+
+def test_the_steady_state_is_compared_within_a_round() -> None:
+    rounds = [SteadyRound(100.0, 98.0, 0.99, 0.97, 5.0, 0.1), SteadyRound(50.0, 48.0, 0.98, 0.96, 6.0, 0.2)]
+    speed, ratio, rest = steady_lines(rounds)
+    assert "loops without Ray 75.0 (50.0-100.0), the job 73.0 (48.0-98.0)" in speed
+    assert ratio.startswith("ratio 0.970 (0.960-0.980)")
+    assert "0.985 (0.980-0.990) and 0.965 (0.960-0.970) of the time" in rest

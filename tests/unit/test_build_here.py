@@ -1,6 +1,7 @@
 """The build in one process: what goes in, what is put aside, and what is never done twice."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from support import DIM, NOW_S, FixedClock, recommender
 
-from raysys.config import BuildSettings
+from raysys.config import BuildSettings, WorkerSettings
+from raysys.data import readers
 from raysys.encoder.build import build_encoder
 from raysys.encoder.hashing import HashEncoder
-from raysys.errors import CatalogError, ConfigError, RaysysError, SnapshotError
+from raysys.errors import CatalogError, ConfigError, OverBudget, RaysysError, SnapshotError
 from raysys.index.catalogue import Catalogue
 from raysys.index.kinds import KINDS, bytes_of
 from raysys.index.manifest import Manifest, verify_files
 from raysys.index.store import SnapshotStore
+from raysys.keys import item_key, text_key
 from raysys.training import items, local
 from raysys.training.finish import QUARANTINE, REPORT
 from raysys.training.local import build_here
+from raysys.training.plan import planned
 from raysys.training.report import readable
 from raysys.types import Interaction, Person, Profile, Request
 
@@ -245,12 +249,12 @@ def test_a_build_that_died_is_taken_up_where_it_stopped(tmp_path: Path, monkeypa
     settings = settings.model_copy(update={"workers": settings.workers.model_copy(update={"texts_per_file": 2})})
     real, done = items.encode_file, 0
 
-    def dies_at_the_third(plan, path, encoder):
+    def dies_at_the_third(*given):
         nonlocal done
         if done == 2:
             raise KeyboardInterrupt
         done += 1
-        return real(plan, path, encoder)
+        return real(*given)
 
     monkeypatch.setattr(items, "encode_file", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -262,6 +266,77 @@ def test_a_build_that_died_is_taken_up_where_it_stopped(tmp_path: Path, monkeypa
     assert manifest.n_items == 12
     assert len(encoded) == 8
     assert report["unchanged"] == 4
+
+
+def with_workers(settings: BuildSettings, **workers: Any) -> BuildSettings:
+    return settings.model_copy(update={"workers": WorkerSettings(**workers)})
+
+
+class TickingClock(FixedClock):
+    """A second passes each time it is asked."""
+
+    def monotonic_s(self) -> float:
+        self.at_s += 1
+        return self.at_s
+
+
+def test_a_build_that_would_cost_too_much_keeps_what_it_has_encoded(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl", ROWS)
+    settings = settings_of(tmp_path)
+    limited = with_workers(settings, texts_per_file=2, usd_per_hour=3_600.0, max_cost=5.0)
+    with pytest.raises(OverBudget, match=r"4 of 12 texts, which are kept"):
+        build_here(limited, TickingClock())
+    assert_nothing_published(tmp_path)
+    manifest, _, report = build(settings)
+    assert manifest.n_items == 12
+    assert (report["texts"], report["unchanged"]) == (8, 4)
+
+
+def test_a_build_keeps_to_its_rate(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl", ROWS)
+    start_s = time.monotonic()
+    build(with_workers(settings_of(tmp_path), texts_per_file=1, limit_rate=50.0))
+    assert time.monotonic() - start_s >= 11 / 50
+
+
+def test_a_price_of_an_unknown_machine_fails_before_a_model_loads(tmp_path: Path) -> None:
+    write(tmp_path / "items.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"x9\.huge"):
+        build(with_workers(settings_of(tmp_path), prices={"x9.huge": 1.0}))
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_texts_to_encode_are_each_there_once_the_shortest_first(tmp_path: Path) -> None:
+    titles = ["ab", "ä", "three words here", "ab", "中文", "long " * 9, "x", "ab"]
+    write(tmp_path / "items.jsonl", [{"item_id": str(i), "title": title} for i, title in enumerate(titles)])
+    settings = with_workers(settings_of(tmp_path, shards=1), texts_per_file=2)
+    identity = build_encoder(settings.encoder).identity
+    with planned(settings, NOW_S) as plan:
+        items.stage_items(plan, 0)
+        known = text_key(identity.fingerprint(), "x")
+        plan.embeddings(identity).write([known], np.zeros((1, DIM), np.float32))
+        counts = items.settle_shard(plan, 0, identity)
+        tables = [pq.read_table(path) for path in sorted(plan.staged("todo").glob("*.parquet"))]
+    texts = [text for table in tables for text in table["text"].to_pylist()]
+    by_key = sorted(range(len(titles)), key=lambda i: item_key(str(i)))
+    each = list(dict.fromkeys(titles[i].strip() for i in by_key))
+    assert texts == sorted((text for text in each if text != "x"), key=len)
+    assert [len(table) for table in tables] == [2, 2, 1]
+    keys = [key for table in tables for key in table["text_key"].to_pylist()]
+    assert keys == [text_key(identity.fingerprint(), text) for text in texts]
+    assert (counts["items"], counts["todo"], counts["unchanged"], counts["unchanged_chars"]) == (8, 5, 1, 1)
+
+
+def test_a_split_that_is_cut_in_parts_gives_the_same_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*ROWS, {"item_id": None, "title": "no id"}, {"item_id": "3", "title": "second"}]
+    write(tmp_path / "items.jsonl", rows)
+    whole, folder, _ = build(settings_of(tmp_path))
+    monkeypatch.setattr(readers, "BATCH_ROWS", 4)
+    monkeypatch.setattr(items, "PART_BYTES", 1)
+    parts, parts_folder, report = build(settings_of(tmp_path), NOW_S + 60)
+    assert whole.data_hash == parts.data_hash
+    assert (report["items_read"], report["items_kept"], report["duplicates"]) == (14, 13, 1)
+    assert (folder / QUARANTINE).read_text() == (parts_folder / QUARANTINE).read_text()
 
 
 def test_a_failed_build_leaves_the_published_one_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.errors import SnapshotError
+from raysys.index import contrast
 from raysys.index.contrast import MIN_ITEMS, Contrast, Moments
 
 
@@ -140,3 +141,13 @@ def test_a_missing_file_is_named(tmp_path):
     (tmp_path / "contrast-inverse.npy").unlink()
     with pytest.raises(SnapshotError, match=r"contrast-inverse\.npy cannot be opened"):
         Contrast.load(tmp_path)
+
+
+def test_sums_block_by_block_are_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = np.concatenate([random_units(50, 4, seed=1), np.zeros((3, 4), np.float32), random_units(20, 4, seed=2)])
+    whole = Moments.of(every)
+    monkeypatch.setattr(contrast, "BLOCK", 16)
+    blocks = Moments.of(every)
+    assert whole.n == blocks.n == 70
+    np.testing.assert_allclose(blocks.total, whole.total, atol=1e-12)
+    np.testing.assert_allclose(blocks.outer, whole.outer, atol=1e-12)

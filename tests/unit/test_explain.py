@@ -174,7 +174,7 @@ def test_the_nearest_taste_is_the_one_that_gave_the_score(metric: str) -> None:
 
 
 def test_the_terms_that_make_the_likeness_come_first() -> None:
-    vocabulary = Vocabulary.from_parts([term_keys(["a", "b", "a", "c"])], 3)
+    vocabulary = Vocabulary.from_parts([np.unique(term_keys(["a", "b", "a", "c"]), return_counts=True)], 3)
     item, wanted = vocabulary.weigh({"a": 1, "b": 2, "x": 5}), vocabulary.weigh({"a": 1, "b": 1, "c": 1})
     order = np.argsort(wanted.keys)
     wanted = Terms(wanted.keys[order], wanted.weights[order])

@@ -23,6 +23,7 @@ from raysys.index.store import SnapshotStore
 from raysys.keys import item_key, item_keys
 from raysys.recall.live import LiveItem
 from raysys.training import behaviour, items
+from raysys.training.encoding import Turns
 from raysys.training.local import build_here
 from raysys.training.plan import planned
 from raysys.training.sequence import stage
@@ -142,7 +143,7 @@ def test_events_of_one_time_stay_in_the_order_of_the_file(settings: BuildSetting
             behaviour.count_part(plan, part, NOW_S)
             items.settle_shard(plan, part, encoder.identity)
         for path in items.todo_files(plan):
-            items.encode_file(plan, path, encoder)
+            items.encode_file(plan, path, encoder, Turns())
         assert stage.write_histories(plan, encoder.identity)["sequence_items"] == 20
         found = Histories.load(plan.fitted("sequence"))
         keys = open_array(plan.fitted("sequence") / "keys.npy")

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from raysys.index.words import MOST_HELD, MOST_TERMS, NO_TERMS, Vocabulary, WordRows, unit
 from raysys.keys import term_key, term_keys
-from raysys.types import Terms
+from raysys.types import Keys, Terms
 from raysys.words import item_terms, text_terms
 
 Bag = dict[str, int]
@@ -53,7 +54,11 @@ def test_an_item_without_fields_has_no_terms() -> None:
 
 
 def vocabulary_of(bags: list[Bag]) -> Vocabulary:
-    return Vocabulary.from_parts([term_keys(bag) for bag in bags], len(bags))
+    return Vocabulary.from_parts([counted(bag) for bag in bags], len(bags))
+
+
+def counted(terms: Iterable[str]) -> tuple[Keys, np.ndarray]:
+    return np.unique(term_keys(terms), return_counts=True)
 
 
 def rows_of(bags: list[Bag], vocabulary: Vocabulary) -> WordRows:
@@ -101,7 +106,7 @@ def test_both_ways_say_the_same(bags: list[Bag]) -> None:
 
 def test_a_vocabulary_of_parts_is_that_of_the_whole() -> None:
     bags: list[Bag] = [{"a": 1, "b": 2}, {"a": 1}, {"c": 1}]
-    whole, parts = vocabulary_of(bags), Vocabulary.from_parts([term_keys("ab"), term_keys("ac")], 3)
+    whole, parts = vocabulary_of(bags), Vocabulary.from_parts([counted("ab"), counted("ac")], 3)
     np.testing.assert_array_equal(whole.terms, parts.terms)
     np.testing.assert_array_equal(whole.n_with, parts.n_with)
 

@@ -20,7 +20,8 @@ from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
-from raysys.training import behaviour, factor_blocks, finish, items, learn, log
+from raysys.training import behaviour, factor_blocks, finish, items, learn, log, memory, words
+from raysys.training.encoding import Encoding, Turns
 from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 from raysys.training.sequence import stage as sequence
@@ -34,8 +35,8 @@ ENCODER_NICENESS = 10  # a build must not take the cores from replicas that serv
 def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None) -> tuple[Manifest, dict[str, Any]]:
     """Run the whole job on the cluster that ``ray`` is connected to, and publish its snapshot.
 
-    Raises ConfigError and CatalogError before any model loads when the inputs are not usable. Killed at any point,
-    nothing half-built is ever published, and the next run finds the texts that were encoded.
+    Raises ConfigError and CatalogError before any model loads when the inputs are not usable; OverBudget. Killed or
+    stopped at any point, nothing half-built is ever published, and the next run finds the texts that were encoded.
     """
     clock = SystemClock() if clock is None else clock
     report = Report(clock)
@@ -65,6 +66,7 @@ class _Build:
 
     def __init__(self, plan: BuildPlan, report: Report, say: Say, clock: Clock) -> None:
         self._plan, self._report, self._say, self._clock = plan, report, say, clock
+        self._shard_bytes: list[int] = []  # that the task of each shard takes
         _quiet()
 
     def run(self) -> Manifest:
@@ -80,7 +82,7 @@ class _Build:
         fits: list[_Fit] = []
         for count in counting:
             fits.append(self._fit(count, [fit.ridge for fit in fits]))
-        self._encode(identity)
+        self._encode()
         with self._report.stage("behaviour"):
             ridge_counts = [self._wait(fit) for fit in fits]
             self._report.add(ridge_counts[0])
@@ -141,26 +143,36 @@ class _Build:
 
     def _settle(self, identity: EncoderIdentity) -> None:
         with self._report.stage("settle"):
-            settled = ray.get([_settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
+            n_bytes = memory.settle_bytes(self._report.counts["items_kept_bytes"], self._plan.n_shards)
+            settle = _settle.options(**_asked([n_bytes])[0])
+            settled = ray.get([settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
+            ray.get(_count_words.remote(self._plan))
         for counts in settled:
             self._report.add(counts)
+            item_bytes = counts.get("item_bytes", 0)
+            self._shard_bytes.append(memory.shard_bytes(counts["items"], item_bytes, identity.dim))
 
-    def _encode(self, identity: EncoderIdentity) -> None:
+    def _encode(self) -> None:
         files = items.todo_files(self._plan)
         if not files:
             self._say("every text has been encoded by an earlier build")
             return
         with self._report.stage("encode"):
             dataset = ray.data.from_items([{"path": str(path)} for path in files], override_num_blocks=len(files))
+            workers, n_encoders = self._plan.settings.workers, self._n_encoders(len(files))
+            share = None if workers.limit_rate is None else workers.limit_rate / min(n_encoders, len(files))
+            # Two files an encoder: while one is encoded, the next is read and the last is written. A third would
+            # only wait, at the end for an encoder that is slower than others.
+            at_once = {"max_concurrent_calls_per_actor": 2, "max_tasks_in_flight_per_actor": 2}
             pool = dataset.map_batches(
                 _Encoder,
-                compute=ActorPoolStrategy(size=self._n_encoders(len(files))),
-                fn_constructor_args=(self._plan,),
+                compute=ActorPoolStrategy(size=n_encoders, enable_true_multi_threading=True, **at_once),
+                fn_constructor_args=(self._plan, share),
                 num_cpus=1,
-                num_gpus=self._plan.settings.workers.gpus_per_encoder,
+                num_gpus=workers.gpus_per_encoder,
                 **_ONE_BY_ONE,
             )
-            self._follow(pool)
+            self._follow(pool, n_encoders)
 
     def _n_encoders(self, n_files: int) -> int:
         workers = self._plan.settings.workers
@@ -172,16 +184,18 @@ class _Build:
         # Ray Data's own helper tasks each want a whole CPU; a pool that takes all of them would wait for ever.
         return max(1, min(int(resources["CPU"]) - 1, n_files))
 
-    def _follow(self, pool: Dataset) -> None:
-        todo, start_s = self._report.counts["todo"], self._clock.monotonic_s()
-        said_s = start_s
+    def _follow(self, pool: Dataset, n_encoders: int) -> None:
+        workers, spent_s = self._plan.settings.workers, self._report.elapsed_s()
+        encoding = Encoding(self._report.counts["todo"], n_encoders, workers, spent_s, self._clock)
+        said_s = self._clock.monotonic_s()
         for counts in _results(pool):
-            self._report.add(counts)
+            self._report.add_encoded(counts)
+            encoding.add(counts)
             now_s = self._clock.monotonic_s()
-            done = self._report.counts["texts"]
-            if now_s - said_s >= PROGRESS_EVERY_S or done == todo:
+            if now_s - said_s >= PROGRESS_EVERY_S or encoding.is_done:
                 said_s = now_s
-                self._say(f"encoded {done:,} of {todo:,} texts in {now_s - start_s:.0f} s, start-up included")
+                self._say(encoding.text())
+        self._report.encoding = encoding.figures()
 
     def _fit_sequence(self, plan: BuildPlan, identity: EncoderIdentity) -> None:
         settings = plan.settings.behaviour.sequence
@@ -208,7 +222,7 @@ class _Build:
 
     def _finish(self, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
         with self._report.stage("build shards"):
-            finished = _finished(self._plan, identity)
+            finished = self._finished(self._plan, identity)
         self._say("shards: " + ", ".join(f"{s.n_items:,} items ({s.index_kind})" for s, _ in finished))
         return finished
 
@@ -216,16 +230,24 @@ class _Build:
         """The ranking, from a snapshot of the same items that is fitted without what is held out."""
         self._say("learning the ranking from what people did last; some 5 s a thousand of them")
         with self._report.stage("learn to rank"):
-            finished = _finished(earlier, identity)
+            finished = self._finished(earlier, identity)
             self._report.learned = ray.get(_learn.remote(self._plan, earlier, identity, finished))
 
+    def _finished(self, plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
+        """One task a shard, side by side, as many as fit."""
+        asked = enumerate(_asked(self._shard_bytes))
+        tasks = [_finish.options(**given).remote(plan, n, identity) for n, given in asked]
+        finished: list[tuple[ShardRecord, Moments]] = ray.get(tasks)
+        return finished
 
-def _finished(plan: BuildPlan, identity: EncoderIdentity) -> list[tuple[ShardRecord, Moments]]:
-    """One task a shard, side by side."""
-    finished: list[tuple[ShardRecord, Moments]] = ray.get(
-        [_finish.remote(plan, n, identity) for n in range(plan.n_shards)]
-    )
-    return finished
+
+def _asked(sizes_bytes: list[int]) -> list[dict[str, Any]]:
+    """What tasks of these sizes ask Ray for, so that a node is given no more of them than fit.
+
+    At most what the largest node has to give: a task that asks for more would wait for ever, where it may yet succeed.
+    """
+    largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return [{"memory": int(min(size, largest))} if largest > 0 else {} for size in sizes_bytes]
 
 
 _ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -245,6 +267,7 @@ _COUNTS = pa.schema(
         ("kind", pa.string()),
         ("read", pa.int64()),
         ("kept", pa.int64()),
+        ("kept_bytes", pa.int64()),
         ("erased", pa.int64()),
         ("latest_s", pa.float64()),
         ("rejected", pa.list_(pa.struct([("reason", pa.string()), ("n", pa.int64())]))),
@@ -263,16 +286,18 @@ def _stage_one(batch: pa.Table, plan: BuildPlan) -> pa.Table:
 
 
 class _Encoder:
-    """One worker of the pool: a model that stays loaded, and file after file of texts."""
+    """One worker of the pool: a model that stays loaded, and file after file of texts, called by two threads."""
 
-    def __init__(self, plan: BuildPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: BuildPlan, texts_per_s: float | None) -> None:
+        self._plan, self._turns = plan, Turns(texts_per_s)
         os.nice(ENCODER_NICENESS)
         self._encoder = build_encoder(self._plan.settings.encoder, threads=1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         paths = batch["path"].to_pylist()
-        return pa.Table.from_pylist([items.encode_file(self._plan, Path(path), self._encoder) for path in paths])
+        return pa.Table.from_pylist(
+            [items.encode_file(self._plan, Path(path), self._encoder, self._turns) for path in paths]
+        )
 
 
 @ray.remote
@@ -288,6 +313,11 @@ def _stage_changes(plan: BuildPlan) -> dict[str, Any]:
 @ray.remote
 def _settle(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dict[str, Any]:
     return items.settle_shard(plan, number, identity)
+
+
+@ray.remote
+def _count_words(plan: BuildPlan) -> None:
+    words.count_all(plan)
 
 
 @ray.remote

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from raysys.encoder.protocol import EncoderIdentity
+from raysys.encoder.vectors import KEY, keys_of
 from raysys.index.arrays import open_array, save_array
 from raysys.index.sequence import SequenceEncoder
 from raysys.index.shard_files import rows_of
 from raysys.training import behaviour, spaces, words
 from raysys.training.plan import BuildPlan
 from raysys.training.sequence.examples import FITTED, FITTED_VECTORS, HeldOut, Histories, Windows
-from raysys.types import SEQUENCE, SOURCES, Keys, Vectors
+from raysys.types import SEQUENCE, SOURCES, Keys, TextKeys, Vectors
 
 
 def write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int]:
@@ -42,15 +43,12 @@ def write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, int
 
 def _text(plan: BuildPlan, identity: EncoderIdentity, keys: Keys) -> Vectors:
     """[len(keys), text_dim] float32: the vectors of the texts of these settled items, keys ascending."""
-    text_keys: dict[int, bytes] = {}
+    text_keys: TextKeys = np.empty(len(keys), KEY)
     for path in sorted(plan.staged("settled").glob("*.parquet")):
         table = pq.read_table(path, columns=["item_key", "text_key"])
-        mine = rows_of(keys, table["item_key"].to_numpy()) >= 0
-        found = zip(
-            table["item_key"].to_numpy()[mine].tolist(), table["text_key"].filter(mine).to_pylist(), strict=True
-        )
-        text_keys.update(found)
-    return plan.embeddings(identity).load([text_keys[key] for key in keys.tolist()])
+        rows = rows_of(keys, table["item_key"].to_numpy())
+        text_keys[rows[rows >= 0]] = keys_of(table["text_key"])[rows >= 0]
+    return plan.embeddings(identity).load(text_keys)
 
 
 def conclude(plan: BuildPlan) -> None:

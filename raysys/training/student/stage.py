@@ -13,12 +13,13 @@ from raysys.clock import Clock
 from raysys.config import StudentSettings
 from raysys.encoder.protocol import Encoder
 from raysys.encoder.student import FOLDER, Student
+from raysys.encoder.vectors import KEY
 from raysys.keys import seed_of, text_key
 from raysys.training.items import TEXT
 from raysys.training.plan import BuildPlan
 from raysys.training.student.fit import fit
 from raysys.training.student.queries import queries
-from raysys.types import Vectors
+from raysys.types import TextKeys, Vectors
 from raysys.words import words
 
 LEAST_TEXTS = 100  # of fewer no student is made: there is little to learn, and the encoder is soon done with them
@@ -106,7 +107,7 @@ def _lessons(plan: BuildPlan, encoder: Encoder, settings: StudentSettings, clock
         table = pq.read_table(path, columns=["text_key", TEXT])
         by_key |= zip(table["text_key"].to_pylist(), table[TEXT].to_pylist(), strict=True)
         by_key = dict(sorted(by_key.items())[: settings.texts])
-    texts, vectors = list(by_key.values()), plan.embeddings(encoder.identity).load([*by_key])
+    texts, vectors = list(by_key.values()), plan.embeddings(encoder.identity).load(_array([*by_key]))
     asked, asked_vectors = _encoded(plan, encoder, queries(texts, settings.queries, settings.seed), settings, clock)
     return Lessons(texts, vectors, asked, asked_vectors)
 
@@ -117,7 +118,8 @@ def _encoded(
     """The queries with a vector, in their order: of earlier builds, and those that there is time to encode."""
     store = plan.embeddings(encoder.identity)
     keys = {text_key(f"{encoder.identity.fingerprint()}/query", text): text for text in asked}
-    done = store.keys() & keys.keys()
+    known = store.holds(_array([*keys]))
+    done = {key for key, is_done in zip(keys, known, strict=True) if is_done}
     todo = [key for key in keys if key not in done]
     end_s = clock.monotonic_s() + settings.seconds
     for start in range(0, len(todo), TEXTS_PER_CALL):
@@ -127,4 +129,8 @@ def _encoded(
         store.write(part, encoder.encode([keys[key] for key in part], "query"))
         done |= set(part)
     kept = [key for key in keys if key in done]
-    return [keys[key] for key in kept], store.load(kept)
+    return [keys[key] for key in kept], store.load(_array(kept))
+
+
+def _array(keys: Sequence[bytes]) -> TextKeys:
+    return np.array(keys, dtype=KEY)

@@ -1,0 +1,97 @@
+"""The indexing job is hit in mid-build, by a kill of an encoder or the end of its budget: what was encoded is kept."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from clusters import poll, settings_of, world_settings, write_settings
+
+from raysys.index.catalogue import Catalogue
+from raysys.index.store import SnapshotStore
+from raysys.serving.local_head import descendants, end_all
+from raysys.training.local import build_here
+
+pytestmark = pytest.mark.ray
+
+TEXTS_PER_FILE = 20
+START_S = 140.0  # until two encoders are at work, on a machine that does much else
+# Slow enough that the encoder dies with most of the texts ahead of it.
+WORKERS = {"encoders": 2, "texts_per_file": TEXTS_PER_FILE, "limit_rate": 50}
+
+
+def encoder_pids(parent: int) -> list[int]:
+    """The processes of the pool, by the name that Ray gives them."""
+    return [pid for pid in descendants(parent) if "MapBatches(_Encoder)" in command_of(pid)]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def building(raw: dict[str, Any], folder: Path, *options: str) -> subprocess.Popen[str]:
+    """`raysys build` in a process of its own, on a head of its own."""
+    settings = write_settings(raw, folder / "build.yaml")
+    command = [str(Path(sys.executable).with_name("raysys")), "build", str(settings), *options]
+    environment = {**os.environ, "HOME": str(folder)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def stored_keys(root: Path) -> list[bytes]:
+    """The key of every stored vector, as often as it is stored."""
+    files = root.glob("embeddings/*/*.parquet")
+    return [key for file in files for key in pq.read_table(file, columns=["text_key"])["text_key"].to_pylist()]
+
+
+def test_an_encoder_that_is_killed_costs_one_file_at_most(tmp_path: Path) -> None:
+    raw: dict[str, Any] = world_settings(tmp_path, workers=WORKERS, events=None)
+    root = Path(raw["index"]["root"])
+    with building(raw, tmp_path) as build:
+        try:
+            poll("vectors of both encoders", lambda: len(stored_keys(root)) >= 3 * TEXTS_PER_FILE, START_S)
+            killed = poll("two encoders", lambda: encoder_pids(build.pid))
+            before = set(stored_keys(root))
+            os.kill(killed[0], signal.SIGKILL)
+            output, _ = build.communicate(timeout=2 * START_S)
+        finally:
+            end_all([build.pid, *descendants(build.pid)])
+    assert build.returncode == 0, output[-4_000:]
+    store = SnapshotStore(root)
+    folder = store.folder(store.current_id())
+    report = json.loads((folder / "report.json").read_text())
+    keys = stored_keys(root)
+    assert len(before) < report["todo"], "it was killed too late to say anything"
+    assert report["texts"] == report["todo"] == len(set(keys))
+    assert before <= set(keys)
+    assert len(keys) <= len(set(keys)) + TEXTS_PER_FILE
+    assert sum(len(shard.keys) for shard in Catalogue(folder).shards) == report["items"] == 400
+
+
+def test_a_build_that_would_cost_too_much_stops_and_the_next_goes_on(tmp_path: Path) -> None:
+    raw: dict[str, Any] = world_settings(tmp_path, workers=WORKERS | {"limit_rate": None}, events=None)
+    root = Path(raw["index"]["root"])
+    # A dime a second: at two texts a second the last one would come after 200 s.
+    budget = ("--limit-rate", "2", "--usd-per-hour", "360", "--max-cost", "15")
+    with building(raw, tmp_path, *budget) as build:
+        try:
+            output, _ = build.communicate(timeout=START_S)
+        finally:
+            end_all([build.pid, *descendants(build.pid)])
+    assert build.returncode == 1, output[-4_000:]
+    assert "would cost about $" in output
+    assert "which are kept" in output
+    assert not list(root.glob("snapshots/*"))
+    assert not list(root.glob("staging/*"))
+    kept = set(stored_keys(root))
+    assert kept
+    manifest = build_here(settings_of(raw))
+    report = json.loads((SnapshotStore(root).folder(manifest.snapshot_id) / "report.json").read_text())
+    assert (report["unchanged"], report["unchanged"] + report["texts"]) == (len(kept), len(set(stored_keys(root))))
