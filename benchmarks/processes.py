@@ -119,6 +119,11 @@ def _own_ticks() -> int:
     return sum(_ticks(pid) for pid in (os.getpid(), *descendants(os.getpid())))
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds of one process, and of those it has waited for; 0 when it is gone."""
+    return _ticks(pid) / os.sysconf("SC_CLK_TCK")
+
+
 def _ticks(pid: int) -> int:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

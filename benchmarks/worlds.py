@@ -45,18 +45,18 @@ def films(folder: Path) -> BuildSettings:
     return _settings(folder, settings)
 
 
-def synthetic(folder: Path, n_items: int) -> BuildSettings:
+def synthetic(folder: Path, n_items: int, shards: int = SHARDS) -> BuildSettings:
     """A made-up world of this many items."""
     folder.mkdir(parents=True, exist_ok=True)
     world = make_world(n_items, USERS, min(TOPICS, n_items), STRUCTURE, seed=1, events_per_user=EVENTS_PER_USER)
     pq.write_table(world.items, folder / "items.parquet")
     pq.write_table(world.events, folder / "events.parquet")
     events = {"path": folder / "events.parquet", "columns": {"timestamp": "timestamp_s"}}
-    return _settings(folder, {"catalog": {"path": folder / "items.parquet"}, "events": events})
+    return _settings(folder, {"catalog": {"path": folder / "items.parquet"}, "events": events}, shards)
 
 
-def _settings(folder: Path, given: dict[str, Any]) -> BuildSettings:
-    return parse(BuildSettings, given | {"index": {"root": folder / "index", "shards": SHARDS}}, "benchmark settings")
+def _settings(folder: Path, given: dict[str, Any], shards: int = SHARDS) -> BuildSettings:
+    return parse(BuildSettings, given | {"index": {"root": folder / "index", "shards": shards}}, "benchmark settings")
 
 
 def prepare(name: str, folder: Path, settings: BuildSettings) -> Prepared:
