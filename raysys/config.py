@@ -497,6 +497,12 @@ def _check_experiments(experiments: Sequence[ExperimentSettings]) -> Sequence[Ex
     return experiments
 
 
+def _check_file(path: str) -> str:
+    if "://" in path:
+        raise ValueError("must be a file, local or mounted")
+    return path
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -505,6 +511,8 @@ class ServeSettings(Settings):
     15 % of ``deadline_s``, and all while the encoder is away; ``always`` = all queries; ``never`` = none.
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
+    ``api_keys``: the file of the keys (``raysys keys create``), read again when it changes; None = no key is asked for,
+    which is refused for a host that others reach unless ``open`` says that it is meant.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -524,6 +532,8 @@ class ServeSettings(Settings):
     impressions: ImpressionSettings = ImpressionSettings()
     experiments: Annotated[tuple[ExperimentSettings, ...], AfterValidator(_check_experiments)] = ()
     probe_every_s: Annotated[float, Field(gt=0)] | None = None
+    api_keys: Annotated[LocalOrUrl, AfterValidator(_check_file)] | None = None
+    open: bool = False
 
 
 S = TypeVar("S", bound=Settings)

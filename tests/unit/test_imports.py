@@ -18,6 +18,7 @@ LAYERS = {
     "words": 0,
     "clock": 0,
     "config": 1,
+    "access": 1,
     "data": 2,
     "encoder": 2,
     "index": 2,
