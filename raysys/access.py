@@ -66,6 +66,14 @@ def _hash(secret: bytes, salt: bytes) -> bytes:
     return hashlib.blake2b(secret, digest_size=32, salt=salt, person=b"raysys-api-key").digest()
 
 
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _place(location: tuple[int | str, ...]) -> str:
     """Of a wrong value. Names of ours alone: who took the file for a list of keys must not find one in the log."""
     known = [str(part) for part in location if isinstance(part, int) or part in {"keys", *Key.model_fields}]
@@ -119,8 +127,7 @@ class KeyFile:
         return self._parse(content)
 
     def add(self, key: Key) -> None:
-        """Write one key more. Raises ConfigError where the file that is there cannot be read."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Write one key more. Raises ConfigError where the file that is there cannot be read, or none be written."""
         with self._alone():
             keys = self.read() if self.path.exists() else ()
             if any(known.id == key.id for known in keys):
@@ -163,9 +170,13 @@ class KeyFile:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """No two commands change the file at once: the later one would bring a revoked key back."""
-        with open(os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600), "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise ConfigError(f"cannot write the keys in {self.path}: {error.strerror}") from error
 
     def _replace(self, keys: tuple[Key, ...]) -> None:
         fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
@@ -174,3 +185,4 @@ class KeyFile:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)
+        _sync(self.path.parent)  # or a power cut would bring a revoked key back

@@ -17,10 +17,13 @@ log = logging.getLogger("raysys.audit")
 
 
 def open_log() -> None:
-    """Let the lines be seen: on stderr, unless whoever runs this process has logging of their own."""
+    """Let the lines be seen: on the stderr of the process, unless this logger has a handler already.
+
+    Not on ``sys.stderr``: Serve puts a logger there that keeps what it is given in memory until there is more of it.
+    """
     log.setLevel(logging.INFO)
-    if not log.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.__stderr__)
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
 
@@ -29,6 +32,7 @@ def record(request: Connection, status: int) -> None:
     """One line for a request to a route of ``AUDITED``, also for one that was refused."""
     key: Key | None = request.get("raysys.key")
     _write(
+        logging.INFO,
         act=request["path"],
         status=status,
         key=None if key is None else key.name,
@@ -39,8 +43,17 @@ def record(request: Connection, status: int) -> None:
 
 def record_keys(keys: Sequence[Key]) -> None:
     """One line for keys that are in use from now on."""
-    _write(act="keys", in_use=[{"key": key.name, "key_id": key.id, "scopes": sorted(key.scopes)} for key in keys])
+    _write(
+        logging.INFO,
+        act="keys",
+        in_use=[{"key": key.name, "key_id": key.id, "scopes": sorted(key.scopes)} for key in keys],
+    )
 
 
-def _write(**what: object) -> None:
-    log.info(orjson.dumps({"audit": datetime.now(UTC), **what}).decode())
+def record_refusal(why: str) -> None:
+    """One line for a newer file of keys that cannot be used: those in use stay."""
+    _write(logging.ERROR, act="keys", refused=why)
+
+
+def _write(level: int, **what: object) -> None:
+    log.log(level, orjson.dumps({"audit": datetime.now(UTC), **what}).decode())

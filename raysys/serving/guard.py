@@ -1,6 +1,5 @@
 """Who may call which route: asked at the edge, before the body is read and before anybody takes a place."""
 
-import logging
 from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
@@ -9,7 +8,7 @@ from starlette.types import Scope as Connection
 from raysys.access import KEY, Key, KeyFile, Scope, Stamp
 from raysys.clock import Clock
 from raysys.errors import ConfigError, Forbidden, Unauthenticated
-from raysys.serving.audit import record_keys
+from raysys.serving.audit import record_keys, record_refusal
 
 CHECK_EVERY_S = 1.0
 
@@ -43,8 +42,6 @@ DETAILS = {"/readyz": OPERATORS}  # anybody may ask; the details are for these
 OPEN = frozenset({"/livez", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
 
 _BEARER = b"bearer "
-
-log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -116,7 +113,7 @@ class Guard:
             self._stamp = None  # so that it is tried again, whatever the next look finds
             if self._problem != str(error):
                 self._problem = str(error)
-                log.error("the keys in use stay, as a newer file cannot be used: %s", error)
+                record_refusal(str(error))
             return
         self._problem = None
 

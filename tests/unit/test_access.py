@@ -155,6 +155,15 @@ def test_keys_made_at_once_are_all_there(path: Path) -> None:
     assert set(KeyFile(path).read()) == set(keys)
 
 
+def test_where_nothing_can_be_written_the_commands_say_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in (("create", "--name", "a", "--scope", "read"), ("revoke", "a")):
+        failed = run(*command, "--file", tmp_path / "file" / "keys.json")
+        assert isinstance(failed.exception, ConfigError)
+        assert "cannot write" in str(failed.exception)
+        assert failed.stdout == ""
+
+
 def test_create_list_revoke(path: Path) -> None:
     made = run("create", "--name", "shop", "--scope", "read", "--scope", "write", "--days", "90", "--file", path)
     assert made.exit_code == 0, made.output
