@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raysys import __version__
+from raysys.access import KeyFile, make_key
 from raysys.client import Client
 from raysys.config import (
     DEFAULT_HOME,
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(highlight=False, soft_wrap=True)
 DATA_SUFFIXES = {".csv", ".parquet", ".jsonl"}
+keys = typer.Typer(no_args_is_help=True, help="The API keys that callers show.")
+app.add_typer(keys, name="keys")
+OPEN_HELP = "Ask nobody for a key, also where others reach the host."
+KeysFile = Annotated[Path, typer.Option("--file", help="The file of the keys: `api_keys` in the serve settings.")]
+DEFAULT_KEYS = Path(f"{DEFAULT_HOME}/keys.json")
 STATE_HELP = "The state store: a file, or redis://host:port."
 
 
@@ -133,26 +140,39 @@ def serve(
     settings: Annotated[Path | None, typer.Argument(help="Serve settings (YAML); defaults without.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     fused: Annotated[bool, typer.Option("--fused", help="All tiers in one process.")] = False,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 for all that reach this machine.")] = "127.0.0.1",
+    api_keys: Annotated[Path | None, typer.Option(help="The file of the keys; see `raysys keys`.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help=OPEN_HELP)] = False,
 ) -> None:
     """Serve the published snapshot on this machine until Ctrl-C."""
     from raysys.serving.session import local_service
 
-    args = _serve_args(settings, fused)
+    given = {"topology": "fused" if fused else None, "api_keys": api_keys, "open": open_ or None}
+    args = _serve_args(settings, {name: value for name, value in given.items() if value is not None})
+    _check_access(args, host)  # here, where a mistake costs no start of Ray
     with local_service() as service:
         console.print("starting; the first answer takes some 20 seconds ...")
-        url = service.serve(args, port)
+        url = service.serve(args, port, host)
         console.print(f"ready: [bold]{url}[/]  (API: {url}/docs, Ray: {service.head.dashboard_url})  Ctrl-C ends it")
         wait_for_signal()
         service.stop_serving()
 
 
-def _serve_args(path: Path | None, fused: bool) -> dict[str, Any]:
+def _serve_args(path: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     settings = ServeSettings() if path is None else load(ServeSettings, path)
-    if fused:
-        settings = settings.model_copy(update={"topology": "fused"})
+    settings = settings.overridden(parse(ServeSettings, given, "the command line"))
     # Not those that differ from defaults: what an arm of an experiment is given counts, also where it is a default.
     changed = settings.model_dump(mode="json", exclude_unset=True)
     return {"index_root": settings.index_root, "state": settings.state, **changed}
+
+
+def _check_access(args: dict[str, Any], host: str) -> None:
+    from raysys.serving.configs import check_closed
+
+    settings = parse(ServeSettings, args, "serve settings")
+    check_closed(settings, host)
+    if settings.api_keys is not None:
+        KeyFile(settings.api_keys).read()
 
 
 def wait_for_signal() -> None:
@@ -177,12 +197,14 @@ def config(
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     every_node: Annotated[bool, typer.Option("--every-node", help="A proxy on every node.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help=OPEN_HELP)] = False,
 ) -> None:
     """Print the config file for `serve deploy`."""
     from raysys.index.store import SnapshotStore
     from raysys.serving.configs import serve_config
 
     args = {} if settings is None else yaml.safe_load(settings.read_text())
+    args = {**args, "open": True} if open_ else args
     store = SnapshotStore(parse(ServeSettings, args, "serve settings").index_root)
     n_shards = shards if shards is not None else len(store.manifest(store.current_id()).shards)
     generated = serve_config(args, n_shards, host, port, every_node)
@@ -197,7 +219,7 @@ def recommend(
     n: Annotated[int, typer.Option("-n", min=1, max=500)] = 10,
     url: Annotated[str, typer.Option()] = "http://127.0.0.1:8000",
 ) -> None:
-    """Ask a running server for recommendations."""
+    """Ask a running server for recommendations. The key, where it wants one, is that of RAYSYS_API_KEY."""
     person = {"user_id": user, "query": query, "positive": like}
     with Client(url) as api:
         answer = api.recommend(limit=n, **{k: v for k, v in person.items() if v is not None})
@@ -316,6 +338,44 @@ def import_events(
         f"events read {counts['read']:,}: accepted {counts['accepted']:,}, "
         f"known already {counts['duplicates']:,}, refused {counts['rejected']:,}"
     )
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Who it is for; stands in the audit log.")],
+    scope: Annotated[list[str], typer.Option(help="read, write, admin or metrics; may be repeated.")],
+    days: Annotated[float | None, typer.Option(min=0, help="How long it is good for; for ever without.")] = None,
+    file: KeysFile = DEFAULT_KEYS,
+) -> None:
+    """Make a key and print it, this once: the file has its hash alone."""
+    now = datetime.now(UTC)
+    key, text = make_key(name, set(scope), None if days is None else now + timedelta(days=days), now)
+    KeyFile(file).add(key)
+    typer.echo(text)
+    typer.echo(f"key {key.id} ({name}) is in {KeyFile(file).path}; the line above is not shown again", err=True)
+
+
+@keys.command("list")
+def list_keys(file: KeysFile = DEFAULT_KEYS) -> None:
+    """Show the keys: names, scopes and times."""
+    now_s = datetime.now(UTC).timestamp()
+    table = Table("id", "name", "scopes", "created", "expires")
+    for key in KeyFile(file).read():
+        expires = "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}"
+        expires += " (expired)" if key.is_expired(now_s) else ""
+        created = f"{key.created_at:%Y-%m-%d %H:%M}"
+        table.add_row(key.id, key.name, " ".join(sorted(key.scopes)), created, expires)
+    console.print(table)
+
+
+@keys.command("revoke")
+def revoke_key(
+    name_or_id: Annotated[str, typer.Argument(help="The name of a key, or its id where two have one name.")],
+    file: KeysFile = DEFAULT_KEYS,
+) -> None:
+    """Take a key out of the file. Running gateways see that within a second."""
+    key = KeyFile(file).revoke(name_or_id)
+    console.print(f"revoked {key.id} ({key.name})")
 
 
 def main() -> None:

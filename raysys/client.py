@@ -1,12 +1,16 @@
 """A thin client of the HTTP API: one method a route, plain dictionaries in and out."""
 
+import os
+import re
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from raysys.errors import RaysysError, Unavailable
+from raysys.errors import ConfigError, RaysysError, Unavailable
+
+KEY_VARIABLE = "RAYSYS_API_KEY"
 
 
 class ApiError(RaysysError):
@@ -21,11 +25,15 @@ class ApiError(RaysysError):
 
 
 class Client:
-    """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError, Unavailable."""
+    """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError, Unavailable.
 
-    def __init__(self, url: str, timeout_s: float = 10.0) -> None:
+    api_key: None = that of the environment (``RAYSYS_API_KEY``), where there is one.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 10.0, api_key: str | None = None) -> None:
+        """Raises ConfigError for a key that cannot be sent."""
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=timeout_s)
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=_headers(api_key))
 
     def __enter__(self) -> "Client":
         return self
@@ -79,3 +87,12 @@ class Client:
         if answer.is_error:
             raise ApiError(answer.status_code, content)
         return content
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+    if not key:
+        return {}
+    if not re.fullmatch(r"[\x21-\x7e]+", key.strip()):  # told here, as HTTP libraries would print it
+        raise ConfigError(f"the API key ({KEY_VARIABLE}) has blanks or odd letters in it; give it as it was printed")
+    return {"Authorization": f"Bearer {key.strip()}"}

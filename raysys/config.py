@@ -536,6 +536,12 @@ def _check_experiments(experiments: Sequence[ExperimentSettings]) -> Sequence[Ex
     return experiments
 
 
+def _check_file(path: str) -> str:
+    if "://" in path:
+        raise ValueError("must be a file, local or mounted")
+    return path
+
+
 def _check_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ValueError("must be a whole URL, such as http://127.0.0.1:4318/v1/traces")
@@ -563,6 +569,8 @@ class ServeSettings(Settings):
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
     ``tracing``: None = no spans are made.
+    ``api_keys``: the file of the keys (``raysys keys create``), read again when it changes; None = no key is asked for,
+    which is refused for a host that others reach unless ``open`` says that it is meant.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -583,6 +591,8 @@ class ServeSettings(Settings):
     experiments: Annotated[tuple[ExperimentSettings, ...], AfterValidator(_check_experiments)] = ()
     probe_every_s: Annotated[float, Field(gt=0)] | None = None
     tracing: TracingSettings | None = None
+    api_keys: Annotated[LocalOrUrl, AfterValidator(_check_file)] | None = None
+    open: bool = False
 
 
 S = TypeVar("S", bound=Settings)

@@ -5,6 +5,8 @@ RaysysError
 │   ├── UnknownItem       an item id that the snapshot does not hold    -> 404
 │   ├── UnknownField      a filter names a field that is not there      -> 422
 │   └── Conflict          it contradicts what is settled already        -> 409
+├── Unauthenticated       no key, or none that is known                  -> 401
+├── Forbidden             the key lacks the scope that is needed         -> 403
 ├── ConfigError           a setting, a column mapping, a missing file: fails before work starts
 ├── CatalogError          the catalogue holds nothing that can be indexed
 ├── SnapshotError         a snapshot is missing, damaged or written by something newer
@@ -18,6 +20,8 @@ RaysysError
 Every class takes positional arguments only, so that instances survive pickling between processes.
 The HTTP status of each is decided in ``serving/problems.py`` and nowhere else.
 """
+
+from collections.abc import Collection
 
 
 class RaysysError(Exception):
@@ -46,6 +50,28 @@ class UnknownField(InvalidInput):
 
 class Conflict(InvalidInput):
     """What is asked contradicts what was settled before."""
+
+
+class Unauthenticated(RaysysError):
+    """A key is needed. ``was_given``: there was one, but it does not count."""
+
+    def __init__(self, message: str, was_given: bool) -> None:
+        super().__init__(message, was_given)
+        self.message, self.was_given = message, was_given
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Forbidden(RaysysError):
+    """The key is known and has none of the scopes that are ``needed``."""
+
+    def __init__(self, message: str, needed: Collection[str]) -> None:
+        super().__init__(message, needed)
+        self.message, self.needed = message, needed
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class ConfigError(RaysysError):

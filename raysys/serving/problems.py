@@ -13,10 +13,12 @@ from starlette.requests import ClientDisconnect
 
 from raysys.errors import (
     Conflict,
+    Forbidden,
     InvalidInput,
     Overloaded,
     RaysysError,
     SnapshotError,
+    Unauthenticated,
     Unavailable,
     UnknownItem,
 )
@@ -25,6 +27,8 @@ from raysys.serving.schemas import EventsBody, FieldError, ItemsBody, Problem, U
 
 # The first class that matches decides.
 STATUS: list[tuple[type[Exception], int, str]] = [
+    (Unauthenticated, 401, "unauthenticated"),
+    (Forbidden, 403, "forbidden"),
     (UnknownItem, 404, "unknown_item"),
     (Conflict, 409, "conflict"),
     (InvalidInput, 422, "invalid_input"),
@@ -92,8 +96,19 @@ def on_raysys_error(request: Request, error: Exception) -> Response:
     errors = (
         [FieldError(field=error.field, code=code, message=error.message)] if isinstance(error, InvalidInput) else []
     )
-    wait = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Unavailable) else {}
-    return problem(request, status, code, str(error), errors, wait)
+    return problem(request, status, code, str(error), errors, _headers(error))
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    """When to come back, or what to show: RFC 6750, section 3."""
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(math.ceil(error.retry_after_s))}
+    if isinstance(error, Unauthenticated):
+        return {"WWW-Authenticate": 'Bearer realm="raysys"' + (', error="invalid_token"' if error.was_given else "")}
+    if isinstance(error, Forbidden):
+        scope = " ".join(sorted(error.needed))
+        return {"WWW-Authenticate": f'Bearer realm="raysys", error="insufficient_scope", scope="{scope}"'}
+    return {}
 
 
 def on_http_error(request: Request, error: Exception) -> Response:

@@ -16,6 +16,7 @@ from raysys.serving.deploy import deploy, shut_down
 from raysys.serving.local_head import LocalHead, is_free
 
 PROJECT = Path(__file__).parents[2]
+EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104  # named, not bound to
 
 
 @dataclass
@@ -29,15 +30,16 @@ class LocalService:
     def token(self) -> str:
         return Path(self.head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
 
-    def serve(self, args: Mapping[str, Any], port: int) -> str:
+    def serve(self, args: Mapping[str, Any], port: int, host: str = "127.0.0.1") -> str:
         """Deploy over the snapshot published under ``args["index_root"]``. Returns the URL once it is ready."""
-        if port != self.port and not is_free(port):
+        reached = "127.0.0.1" if host in EVERYWHERE else host
+        if port != self.port and not is_free(port, reached):
             raise ConfigError(f"port {port} is in use; stop what holds it (`raysys doctor` names it) or take --port")
         store = SnapshotStore(args["index_root"])
         n_shards = len(store.manifest(store.current_id()).shards)
-        deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, port=port))
+        deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, host, port))
         self.port = port
-        return f"http://127.0.0.1:{port}"
+        return f"http://{reached}:{port}"
 
     def submit(self, settings: Path, project: Path = PROJECT, job: str = "jobs/build_index.py") -> Iterator[str]:
         """`ray job submit` of the indexing job, or another one, with this settings file; yields the lines it prints.

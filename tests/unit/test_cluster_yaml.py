@@ -164,6 +164,10 @@ def test_every_node_reaches_what_the_service_shares(cluster: dict[str, Any]) -> 
     assert Path(settings.index_root).is_relative_to(shared)
     assert settings.impressions.folder is not None
     assert Path(settings.impressions.folder).is_relative_to(shared)
+    assert settings.api_keys is not None
+    keys = Path(settings.api_keys).parent
+    assert keys.is_relative_to(shared)
+    assert any(f"install -d -m 700 -o ubuntu -g ubuntu {keys}" in c for c in cluster["initialization_commands"])
     assert settings.state.startswith("redis://")  # a file would be another one on each node
     assert any("project[redis]" in command for command in cluster["setup_commands"])
 

@@ -124,7 +124,7 @@ def test_what_is_served_keeps_an_arm_that_goes_back_to_a_default(tmp_path: Path)
     raw = {"ranking": {"words": 0.5}, "experiments": [arms({}, {"ranking": {"words": RankingSettings().words}})]}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(raw))
-    served = parse(ServeSettings, _serve_args(path, fused=True), "args")
+    served = parse(ServeSettings, _serve_args(path, {"topology": "fused"}), "args")
     assert served.topology == "fused"
     (ranking,) = served.experiments[0].arms[1].rankings(served.ranking)
     assert ranking.words == RankingSettings().words

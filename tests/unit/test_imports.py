@@ -19,6 +19,7 @@ LAYERS = {
     "clock": 0,
     "trace": 0,
     "config": 1,
+    "access": 1,
     "data": 2,
     "encoder": 2,
     "index": 2,

@@ -155,3 +155,19 @@ def test_a_proxy_on_every_node_is_asked_for() -> None:
 def test_only_the_cluster_listens_beyond_its_own_machine() -> None:
     assert read("local")["http_options"] == {"host": "127.0.0.1", "port": 8000}
     assert read("cluster")["http_options"] == {"host": "0.0.0.0", "port": 8000}
+
+
+def test_a_config_that_would_be_open_to_others_is_not_made() -> None:
+    words = ["config", "--shards", "1", "--host", "0.0.0.0"]
+    asked = CliRunner().invoke(app, words)
+    assert isinstance(asked.exception, ConfigError)
+    assert "api_keys" in str(asked.exception)
+    assert asked.stdout == ""
+    meant = yaml.safe_load(CliRunner().invoke(app, [*words, "--open"], catch_exceptions=False).stdout)
+    assert meant["applications"][0]["args"]["open"] is True
+
+
+def test_the_cluster_asks_for_keys() -> None:
+    args = read("cluster")["applications"][0]["args"]
+    assert args["api_keys"] == "/mnt/raysys/keys/keys.json"
+    assert "open" not in args

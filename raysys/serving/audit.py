@@ -1,0 +1,59 @@
+"""The audit log: who took out what, and who asked for everything of a person. JSON, one line an act, never a key."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import orjson
+from starlette.types import Scope as Connection
+
+from raysys.access import Key
+
+# What cannot be undone, and what gives a whole person away.
+AUDITED = frozenset({"/v1/items:delete", "/v1/users:edit", "/v1/users:export", "/v1/users:delete"})
+
+log = logging.getLogger("raysys.audit")
+
+
+def open_log() -> None:
+    """Let the lines be seen: on the stderr of the process, unless this logger has a handler already.
+
+    Not on ``sys.stderr``: Serve puts a logger there that keeps what it is given in memory until there is more of it.
+    """
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.__stderr__)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+
+
+def record(request: Connection, status: int) -> None:
+    """One line for a request to a route of ``AUDITED``, also for one that was refused."""
+    key: Key | None = request.get("raysys.key")
+    _write(
+        logging.INFO,
+        act=request["path"],
+        status=status,
+        key=None if key is None else key.name,
+        key_id=None if key is None else key.id,
+        request_id=request["raysys.request_id"],
+    )
+
+
+def record_keys(keys: Sequence[Key]) -> None:
+    """One line for keys that are in use from now on."""
+    _write(
+        logging.INFO,
+        act="keys",
+        in_use=[{"key": key.name, "key_id": key.id, "scopes": sorted(key.scopes)} for key in keys],
+    )
+
+
+def record_refusal(why: str) -> None:
+    """One line for a newer file of keys that cannot be used: those in use stay."""
+    _write(logging.ERROR, act="keys", refused=why)
+
+
+def _write(level: int, **what: object) -> None:
+    log.log(level, orjson.dumps({"audit": datetime.now(UTC), **what}).decode())

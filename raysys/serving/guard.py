@@ -1,0 +1,144 @@
+"""Who may call which route: asked at the edge, before the body is read and before anybody takes a place."""
+
+from collections.abc import Iterable
+
+from starlette.exceptions import HTTPException
+from starlette.types import Scope as Connection
+
+from raysys.access import KEY, Key, KeyFile, Scope, Stamp
+from raysys.clock import Clock
+from raysys.errors import ConfigError, Forbidden, Unauthenticated
+from raysys.serving.audit import record_keys, record_refusal
+
+CHECK_EVERY_S = 1.0
+
+READ: frozenset[Scope] = frozenset({"read"})
+WRITE: frozenset[Scope] = frozenset({"write"})
+ADMIN: frozenset[Scope] = frozenset({"admin"})
+OPERATORS: frozenset[Scope] = frozenset({"admin", "metrics"})
+
+# One of these scopes is needed. A route that is in neither of the three is closed to everybody where there are keys.
+NEEDED: dict[str, frozenset[Scope]] = {
+    "/v1/recommendations": READ,
+    "/v1/similar": READ,
+    "/v1/search": READ,
+    "/v1/rank": READ,
+    "/v1/items:get": READ,
+    "/v1/users:get": READ,
+    "/v1/events": WRITE,
+    "/v1/items": WRITE,
+    "/v1/items:patch": WRITE,
+    "/v1/items:delete": WRITE,
+    "/v1/items:hide": WRITE,
+    "/v1/items:unhide": WRITE,
+    "/v1/users": WRITE,
+    "/v1/users:edit": WRITE,
+    "/v1/users:merge": WRITE,
+    "/v1/users:export": ADMIN,
+    "/v1/users:delete": ADMIN,
+    "/metrics": OPERATORS,
+}
+DETAILS = {"/readyz": OPERATORS}  # anybody may ask; the details are for these
+OPEN = frozenset({"/livez", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+
+_BEARER = b"bearer "
+
+
+class Guard:
+    """For one event loop. The file is read again when it changed; until a new one can be read the old keys count."""
+
+    def __init__(self, path: str | None, clock: Clock) -> None:
+        """path: of the keys; None = everybody may do everything. Raises ConfigError for a file that cannot be used."""
+        self._file, self._clock = None if path is None else KeyFile(path), clock
+        self._keys: dict[bytes, Key] = {}
+        self._stamp: Stamp | None = None
+        self._check_at_s = clock.monotonic_s() + CHECK_EVERY_S
+        self._problem: str | None = None
+        if self._file is not None:
+            self._read(self._file)
+
+    def check(self, request: Connection) -> None:
+        """Note whose key it is as ``raysys.key``. Raises Unauthenticated, Forbidden, and HTTPException for no route."""
+        path = request["path"]
+        if self._file is None or path in OPEN:
+            return
+        self._follow(self._file)
+        try:
+            key = request["raysys.key"] = self._known(request["headers"])
+        except Unauthenticated:
+            if path in DETAILS:
+                return
+            raise
+        if path in DETAILS:
+            return
+        needed = NEEDED.get(path)
+        if needed is None:  # not left to the router, which might find more in a path than is seen here
+            raise HTTPException(404)
+        if key.scopes.isdisjoint(needed):
+            raise Forbidden(_lacking(key, needed), needed)
+
+    def tells_details(self, request: Connection) -> bool:
+        """Whether who asks may see how each part is."""
+        if self._file is None:
+            return True
+        key: Key | None = request.get("raysys.key")
+        return key is not None and not key.scopes.isdisjoint(DETAILS[request["path"]])
+
+    def status(self) -> dict[str, object]:
+        """How many keys are in use, and why a newer file is not; nothing where none are needed."""
+        return {} if self._file is None else {"api_keys": {"in_use": len(self._keys), "refused": self._problem}}
+
+    def _known(self, headers: Iterable[tuple[bytes, bytes]]) -> Key:
+        given = _given(headers)
+        if given is None:
+            raise Unauthenticated("a key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`", False)
+        parts = KEY.fullmatch(given)
+        key = None if parts is None else self._keys.get(parts[1])
+        if parts is None or key is None or not key.has(parts[2]):
+            raise Unauthenticated("this key is not known here: mistyped, revoked, or of somewhere else", True)
+        if key.is_expired(self._clock.now_s()):
+            raise Unauthenticated(f"this key expired at {key.expires_at}; a new one is needed", True)
+        return key
+
+    def _follow(self, file: KeyFile) -> None:
+        """Read the file again where it changed, looking at most once a second."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._check_at_s:
+            return
+        self._check_at_s = now_s + CHECK_EVERY_S
+        try:
+            if file.stamp() != self._stamp:
+                self._read(file)
+        except ConfigError as error:
+            self._stamp = None  # so that it is tried again, whatever the next look finds
+            if self._problem != str(error):
+                self._problem = str(error)
+                record_refusal(str(error))
+            return
+        self._problem = None
+
+    def _read(self, file: KeyFile) -> None:
+        stamp = file.stamp()  # before its content: what is written in between is seen at the next look
+        self._keys = {key.id.encode(): key for key in file.read()}
+        self._stamp = stamp
+        record_keys(list(self._keys.values()))
+
+
+def _given(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The key of a request. Raises Unauthenticated for two that differ: a proxy may have gone by the other."""
+    given: bytes | None = None
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == _BEARER:
+            value = value[7:]
+        elif name != b"x-api-key":
+            continue
+        value = value.strip()
+        if given is not None and given != value:
+            raise Unauthenticated("two keys that differ were given; send one", True)
+        given = value
+    return given
+
+
+def _lacking(key: Key, needed: frozenset[Scope]) -> str:
+    has, needs = (", ".join(sorted(scopes)) for scopes in (key.scopes, needed))
+    return f"this route needs the scope {needs.replace(', ', ' or ')}; the key {key.name!r} has {has}"
