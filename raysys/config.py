@@ -139,7 +139,12 @@ class EncoderSettings(Settings):
 
 
 class IndexSettings(Settings):
-    """How the vectors are indexed. ``auto`` = flat up to ``flat_below`` items a shard, then HNSW."""
+    """How the vectors are indexed, and what becomes of the snapshot. ``auto`` = flat up to ``flat_below`` items a
+    shard, then HNSW.
+
+    ``publish``: false = the snapshot is left beside the published one, for ``raysys snapshots activate``. ``keep``: so
+    many snapshots stay when one is published (``index.retention``); None = all.
+    """
 
     root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
     shards: Annotated[int, Field(ge=1, le=1_000)] = 2
@@ -147,6 +152,8 @@ class IndexSettings(Settings):
     metric: Literal["cosine", "l2", "ip"] = "cosine"
     flat_below: PositiveInt = 50_000
     recall_sample: PositiveInt = 200
+    publish: bool = True
+    keep: PositiveInt | None = 3
 
 
 class SequenceSettings(Settings):

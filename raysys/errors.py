@@ -7,8 +7,10 @@ RaysysError
 │   └── Conflict          it contradicts what is settled already        -> 409
 ├── ConfigError           a setting, a column mapping, a missing file: fails before work starts
 ├── CatalogError          the catalogue holds nothing that can be indexed
-├── SnapshotError         a snapshot is missing, damaged or written by something newer
-│   └── SnapshotMismatch  encoder and snapshot do not belong together
+├── SnapshotError         a snapshot is missing or damaged
+│   ├── SnapshotMismatch  encoder and snapshot do not belong together
+│   ├── SnapshotTooNew    it was written by something newer
+│   └── SnapshotRefused   it is whole, but too much unlike the published one
 ├── EncoderError          a model cannot be loaded, or gave vectors that cannot be used
 └── Unavailable           a part cannot answer now; try again           -> 503
     ├── Overloaded        a bounded queue is full                       -> 429
@@ -61,6 +63,22 @@ class SnapshotError(RaysysError):
 
 class SnapshotMismatch(SnapshotError):
     """The encoder is not the one that made the snapshot's vectors."""
+
+
+class SnapshotTooNew(SnapshotError):
+    """The format of the snapshot is newer than this version reads."""
+
+
+class SnapshotRefused(SnapshotError):
+    """The snapshot differs from the published one by more than is allowed. ``reasons``: in what, with figures."""
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(message, reasons)
+        self.message = message
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class EncoderError(RaysysError):

@@ -7,7 +7,7 @@ whole or not at all; two that hold the same key hold the same vector.
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ class EmbeddingStore:
             )
         return vectors if len(rows) == len(keys) else vectors[[rows[key] for key in keys]]
 
+    def files_without(self, keys: Set[bytes]) -> list[Path]:
+        """The files that hold no vector of these keys, and what killed processes have not finished."""
+        of_others = [path for path, file in self._paths() if not any(key in keys for key in _keys_of(file))]
+        return [*of_others, *sorted(self.folder.glob("*.tmp"))]
+
     def _fill(self, file: Any, rows: dict[bytes, int], vectors: Vectors, missing: NDArray[np.bool_]) -> None:
         """Copy the wanted vectors of one file; row groups without any are not read."""
         for group in range(file.num_row_groups):
@@ -92,6 +97,9 @@ class EmbeddingStore:
                 missing[target] = False
 
     def _files(self) -> Iterator[Any]:
+        return (file for _, file in self._paths())
+
+    def _paths(self) -> Iterator[tuple[Path, Any]]:
         """The open files, those apart that are not ours: the worst they cost is that a text is encoded again."""
         for path in sorted(self.folder.glob("*.parquet")):
             try:
@@ -101,7 +109,7 @@ class EmbeddingStore:
                 continue
             with file:
                 if file.schema_arrow.equals(self._schema):
-                    yield file
+                    yield path, file
                 else:
                     log.warning("%s is left out, its columns are not those of %d-d vectors", path, self.dim)
 
