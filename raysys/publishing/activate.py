@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotRefused
 from raysys.index.manifest import Manifest
 from raysys.index.store import POINTER, SnapshotStore
-from raysys.publishing.replay import Agreement, compare, some_people
+from raysys.publishing.replay import N_ASKED, Agreement, compare, some_people
 
 MOST_ITEMS_LOST = 0.2  # of those there are
 MOST_ITEMS_GAINED = 1.0
@@ -92,10 +92,11 @@ def activate(
     impressions: str | None = None,
     state: str | None = None,
     force: bool = False,
+    n_asked: int = N_ASKED,
 ) -> Activation:
     """Verify every file of the snapshot, compare it with the published one, and move the pointer to it.
 
-    impressions, state: the folder and the store that people who ask are taken from (``replay.some_people``).
+    impressions, state: the folder and the store that people who ask, ``n_asked``, come from (``replay.some_people``).
     Raises SnapshotError for one that is not whole, whatever ``force``; SnapshotRefused, with the reasons, for one that
     is too much unlike the published one, unless ``force``. Either way the pointer is unmoved.
     """
@@ -105,7 +106,7 @@ def activate(
         if before in (None, snapshot_id):
             store.move(snapshot_id, "activate")
             return Activation(snapshot_id, before, None)
-        comparison = _compared(store, str(before), manifest, impressions, state)
+        comparison = _compared(store, str(before), manifest, impressions, state, n_asked)
         reasons = () if comparison is None else tuple(comparison.reasons())
         if reasons and not force:
             raise SnapshotRefused(
@@ -118,7 +119,7 @@ def activate(
 
 
 def _compared(
-    store: SnapshotStore, before: str, manifest: Manifest, impressions: str | None, state: str | None
+    store: SnapshotStore, before: str, manifest: Manifest, impressions: str | None, state: str | None, n_asked: int
 ) -> Comparison | None:
     """None where the published one is not there any more: then there is nothing to compare with."""
     try:
@@ -126,7 +127,7 @@ def _compared(
     except SnapshotError:
         return None
     try:
-        people = some_people(store.folder(before), impressions, state)
+        people = some_people(store.folder(before), impressions, state, n_asked)
         agreement = compare(store.folder(before), store.folder(manifest.snapshot_id), people)
     except SnapshotError as error:
         return Comparison(old, manifest, None, f"the answers were not compared: {error}")
