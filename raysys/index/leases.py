@@ -71,13 +71,24 @@ def share_if_possible(path: Path) -> Lease:
 
 def alone(path: Path) -> Lease | None:
     """The lease when nobody else holds it, else None. Does not wait. Raises OSError."""
-    file = _opened(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return Lease(file)
+    while True:
+        file = _opened(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if _is_still(path, file):
+            return Lease(file)
+        file.close()  # removed between the two
+
+
+def forget(path: Path) -> None:
+    """Remove the file of a lease that nobody holds. Raises OSError."""
+    lease = alone(path)
+    if lease is not None:
+        with lease:
+            path.unlink()
 
 
 def is_held(path: Path) -> bool:

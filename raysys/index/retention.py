@@ -175,10 +175,7 @@ def _forget_leases(store: SnapshotStore) -> None:
     """Remove the lease files of what is not there any more."""
     for path in (store.root / "leases").glob("*"):
         if not store.folder(path.name).exists() and not store.staging(path.name).exists():
-            lease = leases.alone(path)
-            if lease is not None:
-                with lease:
-                    path.unlink()
+            leases.forget(path)
 
 
 def said(removals: Sequence[Removal], dry_run: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from raysys.data.sources import Split
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import EmbeddingStore
 from raysys.errors import CatalogError
+from raysys.index import leases
 from raysys.index.manifest import MANIFEST
 from raysys.index.store import SnapshotStore
 from raysys.training import changes
@@ -111,16 +112,25 @@ def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
     with store.locked():  # nobody looks for dead builds between the folders and the lease
         plan = make_plan(settings, inputs, store, now_s)
         lease = store.lease(plan.snapshot_id)
-    with lease:
-        is_done = False
-        try:
-            yield _with_changes(plan)
-            is_done = True
-        finally:
-            # Once the pointer has moved, the snapshot may be served already: it must outlive a Ctrl-C that comes late.
-            if not (store.is_published(plan.snapshot_id) or (is_done and plan.is_left_beside)):
-                shutil.rmtree(plan.snapshot, ignore_errors=True)
-            shutil.rmtree(plan.staging, ignore_errors=True)
+    try:
+        with lease:
+            yield from _kept_if_finished(plan, store)
+    finally:
+        if not plan.snapshot.exists():
+            with suppress(OSError):
+                leases.forget(store.lease_path(plan.snapshot_id))
+
+
+def _kept_if_finished(plan: BuildPlan, store: SnapshotStore) -> Iterator[BuildPlan]:
+    is_done = False
+    try:
+        yield _with_changes(plan)
+        is_done = True
+    finally:
+        # Once the pointer has moved, the snapshot may be served already: it must outlive a Ctrl-C that comes late.
+        if not (store.is_published(plan.snapshot_id) or (is_done and plan.is_left_beside)):
+            shutil.rmtree(plan.snapshot, ignore_errors=True)
+        shutil.rmtree(plan.staging, ignore_errors=True)
 
 
 def _with_changes(plan: BuildPlan) -> BuildPlan:
