@@ -16,6 +16,7 @@ from typing import IO
 from raysys.errors import SnapshotError
 
 RENEW_S = 60.0
+NEEDED = "the root of the index must be a folder that this user may write to, on a file system with flock"
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def share(path: Path) -> Lease:
                 return Lease(file)
             file.close()  # removed while this waited
     except OSError as error:
-        raise SnapshotError(f"{path} cannot be locked ({error}): the index needs a file system with flock") from error
+        raise SnapshotError(f"{path} cannot be locked ({error}): {NEEDED}") from error
 
 
 def share_if_possible(path: Path) -> Lease:
@@ -120,12 +121,12 @@ def exclusively(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     except OSError as error:
-        raise SnapshotError(f"{path} cannot be written: {error}") from error
+        raise SnapshotError(f"{path} cannot be written ({error}): {NEEDED}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise SnapshotError(f"{path} cannot be locked ({error}): the index needs flock") from error
+            raise SnapshotError(f"{path} cannot be locked ({error}): {NEEDED}") from error
         yield
 
 

@@ -100,6 +100,7 @@ def activate(
     Raises SnapshotError for one that is not whole, whatever ``force``; SnapshotRefused, with the reasons, for one that
     is too much unlike the published one, unless ``force``. Either way the pointer is unmoved.
     """
+    store.manifest(snapshot_id)  # of one that is not there no lease is left
     with store.lease(snapshot_id):
         manifest = store.verify(snapshot_id)
         before = store.current_id() if (store.root / POINTER).exists() else None

@@ -253,6 +253,7 @@ def test_a_damaged_snapshot_is_refused_whatever_is_forced_and_nothing_changes(st
     with pytest.raises(SnapshotError, match="not a finished snapshot"):
         activate(store, C, force=True)
     assert content_of(store) == before
+    assert not store.lease_path(C).exists()
 
 
 def content_of(store: SnapshotStore) -> dict[str, bytes]:
