@@ -232,7 +232,7 @@ def test_a_rollback_is_taken_up_and_what_the_replicas_hold_is_not_collected(
     new, old = store.rollback()
     wait_for(api.url, old, DEADLINE_S)
     assert api.recommend(limit=1)["snapshot_id"] == old
-    assert {one.snapshot_id for one in inventory.snapshots(store) if one.is_held} == {old}
+    poll("every replica holds the old one", lambda: held(store) == {old})
     collect(store, keep=1)
     assert {old, new} <= set(store.list())  # the one in use, and one that is newer
     done = activate(store, new, force=True)  # of another world: the answers have little in common
@@ -240,6 +240,11 @@ def test_a_rollback_is_taken_up_and_what_the_replicas_hold_is_not_collected(
     wait_for(api.url, new, DEADLINE_S)
     assert api.recommend(limit=1)["snapshot_id"] == new
     assert replica_pids(service.head.dashboard_url, service.token) == before
+
+
+def held(store: SnapshotStore) -> set[str]:
+    """The snapshots that some process holds."""
+    return {one.snapshot_id for one in inventory.snapshots(store) if one.is_held}
 
 
 def test_a_dead_shard_is_named_and_comes_back(service: LocalService, api: Client) -> None:
