@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from raysys import __version__
+from raysys import __version__, snapshots
 from raysys.access import KeyFile, make_key
 from raysys.client import Client
 from raysys.config import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from raysys.training.tune import Tuned
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(snapshots.app, name="snapshots")
 console = Console(highlight=False, soft_wrap=True)
 DATA_SUFFIXES = {".csv", ".parquet", ".jsonl"}
 keys = typer.Typer(no_args_is_help=True, help="The API keys that callers show.")
@@ -69,7 +70,11 @@ def build(
         manifest, report = run(adapted, say=console.print)
     for line in readable(report, manifest):
         console.print(line)
-    console.print(f"published [bold]{manifest.snapshot_id}[/] under {settings.index.root}; next: raysys serve")
+    snapshot_id, root = manifest.snapshot_id, settings.index.root
+    if settings.index.publish:
+        console.print(f"published [bold]{snapshot_id}[/] under {root}; next: raysys serve")
+    else:
+        console.print(f"built [bold]{snapshot_id}[/]; next: raysys snapshots activate {snapshot_id} --root {root}")
 
 
 @app.command()

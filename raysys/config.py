@@ -142,11 +142,13 @@ class EncoderSettings(Settings):
 
 
 class IndexSettings(Settings):
-    """How the vectors are indexed (``index.kinds``, ``index.choose``).
+    """How the vectors are indexed (``index.kinds``, ``index.choose``), and what becomes of the snapshot.
 
     ``auto`` = flat up to ``flat_below`` items a shard where ``memory`` allows that; else what is found by measuring on
     ``recall_sample`` queries: the fastest index of those with the wanted ``recall``, 0 to 1, among 10 and among 100
     hits. ``memory``: bytes for the indexes of all shards together, 4000000000 or 4GB; None = any.
+    ``publish``: false = the snapshot is left beside the published one, for ``raysys snapshots activate``. ``keep``: so
+    many snapshots stay when one is published (``index.retention``); None = all.
     """
 
     root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -170,6 +172,8 @@ class IndexSettings(Settings):
     memory: Annotated[ByteSize, Field(gt=0)] | None = None
     recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     recall_sample: PositiveInt = 200
+    publish: bool = True
+    keep: PositiveInt | None = 3
 
 
 class SequenceSettings(Settings):

@@ -9,8 +9,10 @@ RaysysError
 ├── Forbidden             the key lacks the scope that is needed         -> 403
 ├── ConfigError           a setting, a column mapping, a missing file: fails before work starts
 ├── CatalogError          the catalogue holds nothing that can be indexed
-├── SnapshotError         a snapshot is missing, damaged or written by something newer
-│   └── SnapshotMismatch  encoder and snapshot do not belong together
+├── SnapshotError         a snapshot is missing or damaged
+│   ├── SnapshotMismatch  encoder and snapshot do not belong together
+│   ├── SnapshotTooNew    it was written by something newer
+│   └── SnapshotRefused   it is whole, but too much unlike the published one
 ├── OverBudget            a job would cost more than was allowed, and was stopped
 ├── EncoderError          a model cannot be loaded, or gave vectors that cannot be used
 └── Unavailable           a part cannot answer now; try again           -> 503
@@ -92,6 +94,22 @@ class SnapshotMismatch(SnapshotError):
 
 class OverBudget(RaysysError):
     """A job would cost more than was allowed, or does already, and was stopped. What it has done is kept."""
+
+
+class SnapshotTooNew(SnapshotError):
+    """The format of the snapshot is newer than this version reads."""
+
+
+class SnapshotRefused(SnapshotError):
+    """The snapshot differs from the published one by more than is allowed. ``reasons``: in what, with figures."""
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(message, reasons)
+        self.message = message
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class EncoderError(RaysysError):

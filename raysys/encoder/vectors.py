@@ -92,6 +92,12 @@ class EmbeddingStore:
         vectors[again] = vectors[first[at[again]]]
         return vectors
 
+    def files_without(self, keys: TextKeys) -> list[Path]:
+        """The files that hold no vector of these keys, and what killed processes have not finished."""
+        wanted = _Wanted(keys)
+        of_others = [path for path, file in self._paths() if not _holds_any(file, wanted)]
+        return [*of_others, *sorted(self.folder.glob("*.tmp"))]
+
     def _fill(
         self, file: Any, wanted: "_Wanted", first: NDArray[np.intp], vectors: Vectors, missing: NDArray[np.bool_]
     ) -> None:
@@ -105,6 +111,9 @@ class EmbeddingStore:
                 missing[places[source]] = False
 
     def _files(self) -> Iterator[Any]:
+        return (file for _, file in self._paths())
+
+    def _paths(self) -> Iterator[tuple[Path, Any]]:
         """The open files, those apart that are not ours: the worst they cost is that a text is encoded again."""
         for path in sorted(self.folder.glob("*.parquet")):
             try:
@@ -114,7 +123,7 @@ class EmbeddingStore:
                 continue
             with file:
                 if file.schema_arrow.equals(self._schema):
-                    yield file
+                    yield path, file
                 else:
                     log.warning("%s is left out, its columns are not those of %d-d vectors", path, self.dim)
 
@@ -149,6 +158,10 @@ def _begins(keys: TextKeys) -> NDArray[np.uint64]:
 
 def _group_keys(file: Any, group: int) -> TextKeys:
     return keys_of(file.read_row_group(group, columns=["text_key"]).column(0))
+
+
+def _holds_any(file: Any, wanted: _Wanted) -> bool:
+    return any((wanted.places(_group_keys(file, group)) >= 0).any() for group in range(file.num_row_groups))
 
 
 def keys_of(column: Any) -> TextKeys:

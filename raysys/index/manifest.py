@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from raysys import __version__
 from raysys.config import EncoderSettings, ItemRules, Settings
 from raysys.encoder.protocol import EncoderIdentity
-from raysys.errors import SnapshotError, SnapshotMismatch
+from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotTooNew
 from raysys.index.kinds import Effort
 
 FORMAT_VERSION = 1
@@ -106,7 +107,7 @@ def file_record(path: Path) -> FileRecord:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in this folder. Raises SnapshotError when it is missing, damaged, or of a newer format."""
+    """The manifest in this folder. Raises SnapshotError when it is missing or damaged, SnapshotTooNew."""
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_bytes())
@@ -126,7 +127,7 @@ def _refuse_newer(path: Path, raw: Any) -> None:
     """Before anything else is looked at: a newer format may differ in every other field."""
     found = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT_VERSION:
-        raise SnapshotError(f"{path} has format {found}, this version reads up to {FORMAT_VERSION}: upgrade raysys")
+        raise SnapshotTooNew(f"{path} has format {found}, this version reads up to {FORMAT_VERSION}: upgrade raysys")
 
 
 def _refuse_paths_outside(path: Path, manifest: Manifest) -> None:
@@ -137,9 +138,23 @@ def _refuse_paths_outside(path: Path, manifest: Manifest) -> None:
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its record. Raises SnapshotError that names the first one that differs."""
+    for _, problem in file_problems(folder, manifest, contents=True):
+        raise SnapshotError(problem)
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Whether every file is there with its size, which takes an instant. Raises SnapshotError as ``verify_files``."""
+    for _, problem in file_problems(folder, manifest, contents=False):
+        raise SnapshotError(problem)
+
+
+def file_problems(folder: Path, manifest: Manifest, contents: bool) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) of each file that is not as the manifest says; of its contents only where asked for."""
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise SnapshotError(f"{path} is missing, though the manifest names it")
-        if file_record(path) != record:
-            raise SnapshotError(f"{path} is damaged: its size or SHA-256 is not the one in the manifest")
+            yield name, f"{path} is missing, though the manifest names it"
+        elif path.stat().st_size != record.size_bytes:
+            yield name, f"{path} is damaged: {path.stat().st_size} bytes, {record.size_bytes} in the manifest"
+        elif contents and file_record(path) != record:
+            yield name, f"{path} is damaged: its SHA-256 is not the one in the manifest"

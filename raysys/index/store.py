@@ -1,19 +1,29 @@
 """The folder of snapshots and the one pointer that says which is served.
 
 <root>/CURRENT                      the id of the published snapshot; moved by one atomic rename
+<root>/HISTORY                      which was published when (``history``)
+<root>/.lock                        locked while the pointer moves, a build begins, or something is collected
+<root>/leases/<id>                  locked by whoever writes or serves this snapshot (``leases``)
 <root>/embeddings/<fingerprint>/    vectors by text key, shared by all builds
 <root>/snapshots/<id>/              one immutable snapshot; finished when its manifest is there
+<root>/staging/<id>/                what a build keeps while it runs
+<root>/trash/                       what is being deleted (``retention``)
 """
 
 import os
 import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from raysys.errors import SnapshotError
-from raysys.index.manifest import MANIFEST, Manifest, read_manifest, verify_files
+from raysys.index import history, leases
+from raysys.index.history import By, Move
+from raysys.index.leases import Lease
+from raysys.index.manifest import MANIFEST, Manifest, check_sizes, read_manifest, verify_files
 
-POINTER = "CURRENT"
+POINTER, HISTORY, LOCK = "CURRENT", "HISTORY", ".lock"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,6 +50,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 class SnapshotStore:
     """Snapshots under one root folder."""
 
@@ -60,11 +74,86 @@ class SnapshotStore:
             raise SnapshotError(f"{snapshot_id!r} is not a snapshot id")
         return self.root / "snapshots" / snapshot_id
 
+    def staging(self, snapshot_id: str) -> Path:
+        """Where the build of this snapshot keeps its intermediate files."""
+        return self.root / "staging" / self.folder(snapshot_id).name
+
+    def lease_path(self, snapshot_id: str) -> Path:
+        """The file that is locked by whoever works with this snapshot."""
+        return self.root / "leases" / self.folder(snapshot_id).name
+
+    def lease(self, snapshot_id: str) -> Lease:
+        """Keeps the snapshot from being collected until it is closed, or the process ends. Raises SnapshotError."""
+        return leases.share(self.lease_path(snapshot_id))
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Alone among all that move the pointer, begin a build, or collect; for an instant. Raises SnapshotError."""
+        return leases.exclusively(self.root / LOCK)
+
     def publish(self, snapshot_id: str) -> None:
         """Verify every file of the snapshot, then move the pointer to it. Raises SnapshotError, pointer unmoved."""
+        self.verify(snapshot_id)
+        self.move(snapshot_id, "build")
+
+    def verify(self, snapshot_id: str) -> Manifest:
+        """The manifest, once every file was compared with it. Raises SnapshotError."""
         folder = self.folder(snapshot_id)
-        verify_files(folder, read_manifest(folder))
-        write_atomically(self.root / POINTER, snapshot_id.encode())
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest)
+        return manifest
+
+    def move(self, snapshot_id: str, by: By, forced: Sequence[str] = (), expected: str | None = None) -> None:
+        """Put the pointer on a verified snapshot. expected: the one it must still be on; None = whichever.
+
+        Raises SnapshotError, pointer unmoved.
+        """
+        with self.locked():
+            if expected is not None and not self.is_published(expected):
+                raise SnapshotError(
+                    f"meanwhile {self.current_id()} was published in place of {expected}, which {snapshot_id} "
+                    "was compared with; try again"
+                )
+            self.manifest(snapshot_id)  # it may have been collected since
+            self._move(snapshot_id, by, forced)
+
+    def rollback(self) -> tuple[str, str]:
+        """Put the pointer back on the snapshot that was published before. Returns (from, to).
+
+        Its files are looked at, not read, so that it takes an instant. Raises SnapshotError, pointer unmoved.
+        """
+        with self.locked():
+            current, before = self.current_id(), self.previous()
+            if before is None:
+                raise SnapshotError(f"nothing was published before {current}, so there is nothing to go back to")
+            try:
+                check_sizes(self.folder(before), self.manifest(before))
+            except SnapshotError as error:
+                raise SnapshotError(f"{before} was published before {current}, but {error}") from error
+            self._move(before, "rollback")
+        return current, before
+
+    def _move(self, snapshot_id: str, by: By, forced: Sequence[str] = ()) -> None:
+        moves = self.history()
+        if moves and moves[-1].snapshot_id == snapshot_id:
+            return
+        moves.append(Move(at=_now(), snapshot_id=snapshot_id, by=by, forced=tuple(forced)))
+        try:
+            write_atomically(self.root / HISTORY, history.write(moves))
+            write_atomically(self.root / POINTER, snapshot_id.encode())
+        except OSError as error:
+            raise SnapshotError(f"{snapshot_id} was not published, {self.root} cannot be written: {error}") from error
+
+    def history(self) -> list[Move]:
+        """Every move of the pointer, oldest first; the last one put it where it is."""
+        path = self.root / HISTORY
+        content = path.read_text(encoding="utf-8") if path.exists() else ""
+        current = self.current_id() if (self.root / POINTER).exists() else None
+        return history.settled(history.read(content), current, _now())
+
+    def previous(self) -> str | None:
+        """The snapshot that a rollback goes back to; None = there is none."""
+        path = history.way(self.history())
+        return path[-2] if len(path) > 1 else None
 
     def current_id(self) -> str:
         """The id of the published snapshot. Raises SnapshotError when nothing was published."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from raysys.index.leases import Lease, share_if_possible
 from raysys.index.store import SnapshotStore
 from raysys.serving.background import end
 
@@ -16,7 +17,8 @@ class Follower:
     """Calls ``take(snapshot_id)`` whenever the wanted snapshot changes.
 
     ``wanted``: ``current`` follows the pointer, any other id stays with that snapshot. When taking fails, what is in
-    use stays in use, ``refused`` says why, and the next poll tries again.
+    use stays in use, ``refused`` says why, and the next poll tries again. What is in use is held by a lease, so that
+    nobody collects it.
     """
 
     def __init__(self, store: SnapshotStore, take: Callable[[str], Awaitable[None]]) -> None:
@@ -26,6 +28,7 @@ class Follower:
         self.refused: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._lease: Lease | None = None  # of the snapshot in use
 
     async def follow(self, wanted: str) -> None:
         """Take the wanted snapshot. Raises what goes wrong only the first time; later the old one stays in use."""
@@ -54,9 +57,26 @@ class Follower:
         async with self._lock:
             snapshot_id = self._store.resolve(self.wanted)
             if snapshot_id != self.taken:
-                await self._take(snapshot_id)
+                await self._take_up(snapshot_id)
             self.taken, self.refused = snapshot_id, None
+            if self._lease is not None:
+                self._lease.renew()
+
+    async def _take_up(self, snapshot_id: str) -> None:
+        lease = share_if_possible(self._store.lease_path(snapshot_id))
+        try:
+            await self._take(snapshot_id)
+        except BaseException:
+            lease.close()
+            raise
+        self._let_go()
+        self._lease = lease
+
+    def _let_go(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
 
     async def stop(self) -> None:
         """End the polling."""
         await end(self._task)
+        self._let_go()

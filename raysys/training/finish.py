@@ -14,8 +14,8 @@ from raysys.config import IndexSettings, ItemRules
 from raysys.data.catalog import ITEM_SCHEMA
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import keys_of
-from raysys.errors import CatalogError
-from raysys.index import choose
+from raysys.errors import CatalogError, RaysysError
+from raysys.index import choose, retention
 from raysys.index.contrast import Contrast, Moments
 from raysys.index.manifest import Manifest, ShardRecord, file_record, writers
 from raysys.index.shard_files import rows_of, write_shard
@@ -121,10 +121,24 @@ def publish(
     finished: Sequence[tuple[ShardRecord, Moments]],
     report: dict[str, Any],
 ) -> Manifest:
-    """``seal``, then move the pointer."""
+    """``seal``, then move the pointer, unless the settings leave that to somebody."""
     manifest = seal(plan, identity, finished, report)
-    SnapshotStore(plan.settings.index.root).publish(plan.snapshot_id)
+    store = SnapshotStore(plan.settings.index.root)
+    if plan.settings.index.publish:
+        store.publish(plan.snapshot_id)
+    else:
+        store.verify(plan.snapshot_id)
     return manifest
+
+
+def retire(plan: BuildPlan) -> str:
+    """Remove old snapshots after one was published, as the settings say. Returns what was removed, for people."""
+    store, keep = SnapshotStore(plan.settings.index.root), plan.settings.index.keep
+    try:
+        removed = retention.collect(store, keep) if plan.settings.index.publish else []
+    except (RaysysError, OSError) as error:  # the snapshot is published, whatever else goes wrong
+        return f"old snapshots stay: {error}"
+    return f"old snapshots: {retention.said(removed)}" if removed else ""
 
 
 def seal(

@@ -27,7 +27,9 @@ def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
         held_out = log.hold_out(plan, latest_s)
         if held_out is not None:
             _learn(plan, held_out, identity, report)
-        return finish.publish(plan, identity, finished, report.as_dict())
+        manifest = finish.publish(plan, identity, finished, report.as_dict())
+        finish.retire(plan)
+        return manifest
 
 
 def stage(plan: BuildPlan, report: Report) -> tuple[EncoderIdentity, float]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from raysys.data.sources import Split
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import EmbeddingStore
 from raysys.errors import CatalogError
+from raysys.index import leases
+from raysys.index.manifest import MANIFEST
 from raysys.index.store import SnapshotStore
 from raysys.training import changes, prices
 from raysys.training.held_out import HeldOut
@@ -56,6 +58,11 @@ class BuildPlan:
     def n_shards(self) -> int:
         return self.settings.index.shards
 
+    @property
+    def is_left_beside(self) -> bool:
+        """Whether the snapshot is finished, and was not to be published."""
+        return not self.settings.index.publish and (self.snapshot / MANIFEST).exists()
+
     def shard_folder(self, number: int) -> Path:
         """Where the finished files of a shard go."""
         return self.snapshot / f"shard-{number:05d}"
@@ -96,16 +103,33 @@ def find_inputs(settings: BuildSettings) -> Inputs:
 
 @contextmanager
 def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
-    """The plan of one build, and an end without litter: whatever happens, nothing is left but what was published.
+    """The plan of one build, and an end without litter: whatever happens, nothing is left but a finished snapshot.
 
-    Raises what ``find_inputs`` and ``changes.take_log`` raise.
+    Its lease says that the build runs, so that nobody collects what it writes. Raises what ``find_inputs`` and
+    ``changes.take_log`` raise.
     """
-    plan = make_plan(settings, now_s)
+    inputs = find_inputs(settings)
+    store = SnapshotStore(settings.index.root)
+    with store.locked():  # nobody looks for dead builds between the folders and the lease
+        plan = make_plan(settings, inputs, store, now_s)
+        lease = store.lease(plan.snapshot_id)
+    try:
+        with lease:
+            yield from _kept_if_finished(plan, store)
+    finally:
+        if not plan.snapshot.exists():
+            with suppress(OSError):
+                leases.forget(store.lease_path(plan.snapshot_id))
+
+
+def _kept_if_finished(plan: BuildPlan, store: SnapshotStore) -> Iterator[BuildPlan]:
+    is_done = False
     try:
         yield _with_changes(plan)
+        is_done = True
     finally:
         # Once the pointer has moved, the snapshot may be served already: it must outlive a Ctrl-C that comes late.
-        if not SnapshotStore(settings.index.root).is_published(plan.snapshot_id):
+        if not (store.is_published(plan.snapshot_id) or (is_done and plan.is_left_beside)):
             shutil.rmtree(plan.snapshot, ignore_errors=True)
         shutil.rmtree(plan.staging, ignore_errors=True)
 
@@ -118,11 +142,9 @@ def _with_changes(plan: BuildPlan) -> BuildPlan:
     return replace(plan, change_sequence=sequence, change_store=store)
 
 
-def make_plan(settings: BuildSettings, now_s: float) -> BuildPlan:
-    """Check the inputs, then open a fresh snapshot folder."""
-    inputs = find_inputs(settings)
-    store = SnapshotStore(settings.index.root)
+def make_plan(settings: BuildSettings, inputs: Inputs, store: SnapshotStore, now_s: float) -> BuildPlan:
+    """Open fresh folders for the snapshot and what it is made of."""
     snapshot_id, folder = store.create(now_s)
-    staging = store.root / "staging" / snapshot_id
+    staging = store.staging(snapshot_id)
     staging.mkdir(parents=True)
     return BuildPlan(settings, inputs, snapshot_id, folder, staging)

@@ -12,19 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import poll, settings_of, world_settings, write_settings
+from clusters import DEADLINE_S, poll, settings_of, world_settings, write_settings
 
 from raysys.client import ApiError, Client
 from raysys.config import ProfileSettings, RankingSettings, ServeSettings
 from raysys.encoder.build import build_encoder
 from raysys.in_process import LocalEncoder, LocalRanker, LocalRecall, open_shards
+from raysys.index import inventory
 from raysys.index.catalogue import Catalogue
+from raysys.index.retention import collect
 from raysys.index.store import SnapshotStore
 from raysys.lookup import Lookup, NothingLive
+from raysys.publishing.activate import activate
 from raysys.ranking.learned import LearnedRanking
 from raysys.recommender import STUDENT, Recommender
 from raysys.serving.deploy import replica_pids
 from raysys.serving.session import LocalService
+from raysys.snapshots import wait_for
 from raysys.training.local import build_here
 from raysys.types import FACTORS, Profile, Request
 
@@ -242,6 +246,29 @@ def test_a_new_snapshot_is_taken_up_without_a_restart_or_a_failed_request(
     assert not failures
     assert answers == sorted(answers, key=[old, new].index), "once on the new snapshot, never back"
     assert replica_pids(service.head.dashboard_url, service.token) == before
+
+
+def test_a_rollback_is_taken_up_and_what_the_replicas_hold_is_not_collected(
+    service: LocalService, api: Client, raw: dict[str, Any]
+) -> None:
+    before = replica_pids(service.head.dashboard_url, service.token)
+    store = SnapshotStore(raw["index"]["root"])
+    new, old = store.rollback()
+    wait_for(api.url, old, DEADLINE_S)
+    assert api.recommend(limit=1)["snapshot_id"] == old
+    poll("every replica holds the old one", lambda: held(store) == {old})
+    collect(store, keep=1)
+    assert {old, new} <= set(store.list())  # the one in use, and one that is newer
+    done = activate(store, new, force=True)  # of another world: the answers have little in common
+    assert done.comparison is not None
+    wait_for(api.url, new, DEADLINE_S)
+    assert api.recommend(limit=1)["snapshot_id"] == new
+    assert replica_pids(service.head.dashboard_url, service.token) == before
+
+
+def held(store: SnapshotStore) -> set[str]:
+    """The snapshots that some process holds."""
+    return {one.snapshot_id for one in inventory.snapshots(store) if one.is_held}
 
 
 def test_a_dead_shard_is_named_and_comes_back(service: LocalService, api: Client) -> None:

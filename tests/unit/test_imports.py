@@ -34,6 +34,7 @@ LAYERS = {
     "recommender": 4,
     "in_process": 4,
     "training": 4,
+    "publishing": 4,
     "evaluation": 4,
     "privacy": 4,
     "serving": 5,
@@ -41,6 +42,7 @@ LAYERS = {
     "doctor": 6,
     "trial": 6,
     "demo": 7,
+    "snapshots": 7,
     "cli": 7,
 }
 RAY_ALLOWED = ("raysys/serving/", "raysys/training/distributed/", "jobs/")

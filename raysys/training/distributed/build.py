@@ -94,7 +94,11 @@ class _Build:
         if held_out is not None:
             self._learn(fits[1].plan, identity)
         with self._report.stage("publish"):
-            return finish.publish(self._plan, identity, finished, self._report.as_dict())
+            manifest = finish.publish(self._plan, identity, finished, self._report.as_dict())
+        retired = finish.retire(self._plan)
+        if retired:
+            self._say(retired)
+        return manifest
 
     def _stage(self) -> float:
         """Read and clean all inputs. Returns the time of the latest event."""

@@ -24,4 +24,5 @@ def run(usage: str, prepare: Callable[[BuildSettings], BuildSettings] = lambda s
         sys.exit(f"error: {error}")
     for line in readable(report, manifest):
         print(line)
-    print(f"published {manifest.snapshot_id} under {settings.index.root}")
+    done = "published" if settings.index.publish else "built, not published:"
+    print(f"{done} {manifest.snapshot_id} under {settings.index.root}")

@@ -1,0 +1,273 @@
+"""The `raysys snapshots` commands: which there are, whether they are whole, which is published, and what may go."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raysys.client import ApiError, Client
+from raysys.clock import Clock, SystemClock
+from raysys.config import DEFAULT_HOME, IndexSettings, ServeSettings, parse
+from raysys.errors import SnapshotError, Unavailable
+from raysys.index.inventory import Leftover, Snapshot, readable_bytes, size_bytes, snapshots, staged, trash
+from raysys.index.store import POINTER, SnapshotStore
+
+POLL_S = 0.2
+MARKS = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+console = Console(highlight=False, soft_wrap=True)
+
+Root = Annotated[str, typer.Option(help="The folder of the index, `index.root` of the build.")]
+Wait = Annotated[
+    str | None, typer.Option("--wait", help="Wait until the gateway at this URL answers from the new snapshot.")
+]
+Deadline = Annotated[float, typer.Option(min=0, help="Seconds that --wait waits.")]
+Id = Annotated[str, typer.Argument(help="The id of a snapshot.")]
+ROOT, DEADLINE_S = f"{DEFAULT_HOME}/index", 120.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A snapshot as `list` shows it. index: kinds over all shards. is_before: a rollback goes back to it."""
+
+    snapshot_id: str
+    state: str
+    problem: str
+    age_s: float
+    items: int | None
+    shards: int | None
+    encoder: str | None
+    index: tuple[str, ...]
+    size_bytes: int
+    is_current: bool
+    is_before: bool
+    is_held: bool
+
+    def marks(self) -> str:
+        marks = {"current": self.is_current, "before": self.is_before, "in use": self.is_held}
+        return ", ".join(name for name, is_set in marks.items() if is_set)
+
+
+def rows(store: SnapshotStore, now_s: float) -> list[Row]:
+    """All snapshots, oldest first."""
+    is_any_published = (store.root / POINTER).exists()
+    current = store.current_id() if is_any_published else None
+    before = store.previous() if is_any_published else None
+    return [_row(snapshot, current, before, now_s) for snapshot in snapshots(store)]
+
+
+def _row(snapshot: Snapshot, current: str | None, before: str | None, now_s: float) -> Row:
+    manifest, snapshot_id = snapshot.manifest, snapshot.snapshot_id
+    made_s = snapshot.written_s if manifest is None else datetime.fromisoformat(manifest.created_at).timestamp()
+    encoder = None if manifest is None else manifest.encoder_identity
+    return Row(
+        snapshot_id,
+        "being built" if snapshot.state == "unfinished" and snapshot.is_held else snapshot.state,
+        snapshot.problem,
+        round(now_s - made_s, 1),
+        None if manifest is None else manifest.n_items,
+        None if manifest is None else len(manifest.shards),
+        None if encoder is None else f"{encoder.name} ({encoder.dim})",
+        () if manifest is None else tuple(sorted({shard.index_kind for shard in manifest.shards})),
+        snapshot.size_bytes,
+        snapshot_id == current,
+        snapshot_id == before,
+        snapshot.is_held,
+    )
+
+
+@app.command("list")
+def list_(
+    root: Root = ROOT,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """All snapshots, and what builds have left."""
+    store = SnapshotStore(root)
+    found, left = rows(store, SystemClock().now_s()), [*staged(store), *trash(store)]
+    if as_json:
+        typer.echo(json.dumps(_as_dict(store, found, left), indent=2))
+        return
+    if not found:
+        console.print(f"no snapshot under {store.root}; next: raysys build", markup=False)
+    else:
+        console.print(_table(found))
+    for row in found:
+        if row.state in ("damaged", "too new"):
+            console.print(f"{row.snapshot_id} is {row.state}: {row.problem}", markup=False)
+    for one in left:
+        whose = "of a build that runs" if one.is_held else "may go: raysys snapshots gc"
+        console.print(f"{one.path.relative_to(store.root)}: {readable_bytes(one.size_bytes)}, {whose}", markup=False)
+    missing = [row for row in found if row.is_current]
+    if (store.root / POINTER).exists() and not missing:
+        console.print(f"{store.current_id()} is published, and is not there", style="red", markup=False)
+
+
+def _as_dict(store: SnapshotStore, found: list[Row], left: list[Leftover]) -> dict[str, Any]:
+    return {
+        "root": str(store.root),
+        "current": store.current_id() if (store.root / POINTER).exists() else None,
+        "snapshots": [asdict(row) for row in found],
+        "leftovers": [
+            {"path": str(o.path.relative_to(store.root)), "size_bytes": o.size_bytes, "is_held": o.is_held}
+            for o in left
+        ],
+        "embeddings_bytes": size_bytes(store.root / "embeddings"),
+        "history": [move.model_dump() for move in store.history()],
+    }
+
+
+def _table(found: list[Row]) -> Table:
+    table = Table()
+    for name in ("snapshot", "", "state", "age", "items", "shards", "encoder", "index", "size"):
+        # An id that is cut cannot be copied.
+        is_whole = name in {"snapshot", "", "state"}
+        table.add_column(
+            name, justify="right" if name in {"age", "items", "shards", "size"} else "left", no_wrap=is_whole
+        )
+    for row in found:
+        table.add_row(
+            row.snapshot_id,
+            row.marks(),
+            row.state,
+            readable_age(row.age_s),
+            "" if row.items is None else f"{row.items:,}",
+            "" if row.shards is None else str(row.shards),
+            row.encoder,
+            ", ".join(row.index),
+            readable_bytes(row.size_bytes),
+        )
+    return table
+
+
+def readable_age(age_s: float) -> str:
+    """As in "3 h"."""
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if age_s >= 2 * seconds:
+            return f"{age_s / seconds:.0f} {unit}"
+    return f"{max(age_s, 0):.0f} s"
+
+
+@app.command()
+def verify(
+    snapshot_id: Annotated[str, typer.Argument(help="The id of a snapshot.")] = "current",
+    root: Root = ROOT,
+    encoder: Annotated[bool, typer.Option(help="Encode some texts again, where the model can be loaded.")] = True,
+) -> None:
+    """Look through all of a snapshot: files, shards, index, encoder. Exit code 1 where something fails."""
+    from raysys.publishing.verify import checks, failed
+
+    store = SnapshotStore(root)
+    snapshot_id = store.resolve(snapshot_id)
+    if not store.folder(snapshot_id).is_dir():
+        raise SnapshotError(f"there is no snapshot {snapshot_id} under {store.root}; see `raysys snapshots list`")
+    found = []
+    with store.lease(snapshot_id):
+        for check in checks(store.folder(snapshot_id), encoder):
+            found.append(check)
+            where = f" [{check.file}]" if check.file else ""
+            console.print(MARKS[check.level], end=" ")
+            console.print(f"{check.what}: {check.found}{where}", markup=False)
+    raise typer.Exit(1 if failed(found) else 0)
+
+
+@app.command()
+def activate(
+    snapshot_id: Id,
+    root: Root = ROOT,
+    force: Annotated[bool, typer.Option("--force", help="Also where it differs from the published one.")] = False,
+    impressions: Annotated[str, typer.Option(help="The impression log: who asks.")] = f"{DEFAULT_HOME}/impressions",
+    state: Annotated[str, typer.Option(help="The store that knows them.")] = f"{DEFAULT_HOME}/state.sqlite3",
+    wait: Wait = None,
+    deadline_s: Deadline = DEADLINE_S,
+) -> None:
+    """Publish a snapshot: verified, compared with the published one, then by one move of the pointer."""
+    from raysys.publishing.activate import activate as run
+
+    places = parse(
+        ServeSettings, {"index_root": root, "state": state, "impressions": {"folder": impressions}}, "options"
+    )
+    store = SnapshotStore(places.index_root)
+    done = run(store, snapshot_id, places.impressions.folder, places.state, force)
+    for line in () if done.comparison is None else done.comparison.lines():
+        console.print(line, markup=False)
+    for reason in done.forced:
+        console.print(f"forced: {reason}", markup=False, style="yellow")
+    was = f", was {done.before}" if done.before not in (None, snapshot_id) else ""
+    console.print(f"published {snapshot_id}{was}", markup=False)
+    _wait(wait, snapshot_id, deadline_s)
+
+
+@app.command()
+def rollback(root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S) -> None:
+    """Publish again what was published before; each further time one step further back."""
+    left, taken = SnapshotStore(root).rollback()
+    console.print(f"published {taken}, was {left}", markup=False)
+    _wait(wait, taken, deadline_s)
+
+
+@app.command()
+def gc(
+    root: Root = ROOT,
+    keep: Annotated[int, typer.Option(min=1, help="So many complete snapshots stay, the newest.")] = (
+        IndexSettings.model_fields["keep"].default
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Also vectors that no snapshot needs; a build encodes them anew.")
+    ] = False,
+) -> None:
+    """Remove old snapshots and what killed builds have left. What is in use, published, or newer stays."""
+    from raysys.index.retention import collect, said
+
+    removals = collect(SnapshotStore(root), keep, embeddings, dry_run)
+    for removal in removals:
+        console.print(f"{removal.path}: {readable_bytes(removal.size_bytes)}, {removal.why}", markup=False)
+    console.print(said(removals, dry_run))
+
+
+def _wait(url: str | None, snapshot_id: str, deadline_s: float) -> None:
+    if url is not None:
+        took_s = wait_for(url, snapshot_id, deadline_s)
+        console.print(f"{url} answers from {snapshot_id} after {took_s:.1f} s", markup=False)
+
+
+def wait_for(url: str, snapshot_id: str, deadline_s: float, clock: Clock | None = None) -> float:
+    """Wait until the gateway at this URL is ready with the snapshot. Returns the seconds it took.
+
+    Raises SnapshotError at the deadline, with what it says instead: the pointer has moved by then, and the servers
+    go on trying.
+    """
+    clock = SystemClock() if clock is None else clock
+    start_s = clock.monotonic_s()
+    with Client(url) as api:
+        while True:
+            ready = _readiness(api)
+            if ready.get("ready") and ready.get("snapshot_id") == snapshot_id:
+                return clock.monotonic_s() - start_s
+            if clock.monotonic_s() - start_s >= deadline_s:
+                raise SnapshotError(_not_taken(url, snapshot_id, deadline_s, ready))
+            time.sleep(POLL_S)
+
+
+def _readiness(api: Client) -> dict[str, Any]:
+    try:
+        return api.get("/readyz")
+    except ApiError as error:  # it is not ready, and says what it has
+        return error.problem
+    except Unavailable as error:
+        return {"refused": str(error)}
+
+
+def _not_taken(url: str, snapshot_id: str, deadline_s: float, ready: dict[str, Any]) -> str:
+    why = [ready.get("refused"), *(shard.get("refused") for shard in ready.get("shards", {}).values())]
+    said = "; ".join(dict.fromkeys(filter(None, why)))
+    return (
+        f"{url} has not taken up {snapshot_id} within {deadline_s:g} s and answers from {ready.get('snapshot_id')}"
+        f"{': ' + said if said else ''}. The pointer has moved; `raysys snapshots rollback` moves it back"
+    )
