@@ -212,10 +212,18 @@ def test_the_student_answers_for_a_dead_encoder(service: LocalService, api: Clie
     title = oracle(raw["index"]["root"]).catalogue.metadata(0, 3)["title"]
     (pid,) = replica_pids(service.head.dashboard_url, service.token)["encoder"]
     os.kill(pid, signal.SIGKILL)
-    answers = [api.recommend(query=title, limit=5) for _ in range(5)]
+    # Each query is new: the vector of one that was asked before is kept.
+    answers = [api.recommend(query=f"{title} {uuid.uuid4().hex}", limit=5) for _ in range(5)]
     assert all(any("query" in item["sources"] for item in answer["items"]) for answer in answers)
     assert all(answer["degraded"] in ([], [STUDENT]) for answer in answers)
-    poll("the encoder is back", lambda: api.recommend(query=title, limit=5)["degraded"] == [])
+    poll("the encoder is back", lambda: api.recommend(query=f"{title} {uuid.uuid4().hex}", limit=5)["degraded"] == [])
+    poll(
+        "the new replica is listed alone",
+        lambda: (
+            len({*replica_pids(service.head.dashboard_url, service.token)["encoder"]} - {pid}) == 1
+            and pid not in replica_pids(service.head.dashboard_url, service.token)["encoder"]
+        ),
+    )
 
 
 def test_a_new_snapshot_is_taken_up_without_a_restart_or_a_failed_request(
