@@ -14,16 +14,17 @@ def highest(scores: NDArray[np.float32], n: int) -> NDArray[np.intp]:
     """
     if len(scores) <= n:
         return np.arange(len(scores))
+    if len(scores) < n * BLOCK:  # too few blocks to say anything
+        return np.flatnonzero(scores >= _nth_highest(scores, n))
     at = np.flatnonzero(scores >= _floor(scores, n))
     few = scores[at]
     return at[few >= _nth_highest(few, n)]
 
 
 def _floor(scores: NDArray[np.float32], n: int) -> np.float32:
-    """At most the n-th highest score: n blocks have a maximum that is as high."""
+    """At most the n-th highest score: n blocks, of those that there are, have a maximum that is as high."""
     whole = len(scores) // BLOCK * BLOCK
-    maxima = scores[:whole].reshape(-1, BLOCK).max(axis=1)
-    return _nth_highest(maxima, n) if len(maxima) >= n else scores.min()
+    return _nth_highest(scores[:whole].reshape(-1, BLOCK).max(axis=1), n)
 
 
 def _nth_highest(scores: NDArray[np.float32], n: int) -> np.float32:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.index.highest import highest
 from raysys.types import FRESH, POPULAR, SOURCES, TRENDING, Candidates
 
 LEAST_OF_NOW = 10
@@ -45,12 +46,15 @@ def concatenate(answers: Sequence[Candidates]) -> Candidates:
 
 
 def _best(candidates: Candidates, source: int, k: int) -> NDArray[np.intp]:
-    """Positions of the k best among those the source put forward; ties by key."""
+    """Positions, in any order, of the k best among those the source put forward; ties by key."""
     mine = np.flatnonzero(candidates.found_by & (1 << source))
     if len(mine) <= k:
         return mine
-    order = np.lexsort((candidates.key[mine], -candidates.scores[mine, source]))[:k]
-    return mine[order]
+    scores = candidates.scores[mine, source]
+    best = highest(scores, k)
+    if len(best) > k:  # several are as good as the last
+        best = best[np.lexsort((candidates.key[mine[best]], -scores[best]))[:k]]
+    return mine[best]
 
 
 def _take(candidates: Candidates, at: NDArray[np.intp], found_by: NDArray[np.uint16]) -> Candidates:
