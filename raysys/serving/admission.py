@@ -1,8 +1,9 @@
 """Who comes in while there is more to do than can be done in time.
 
 A queue only makes everybody late. So a request is let in while those who are in can be expected to be answered within
-the patience, by Little's law: as many as are in, over how many are answered a second. The others are told at once
-when to come back, which costs next to nothing, and those that are given answers get them as fast as the machine can.
+the patience, by Little's law: as many as are in, over how many are answered a second. The others are told when to come
+back, which costs next to nothing, and those that are given answers get them as fast as the machine can. Who asks again
+at once, whatever they were told, could still take all of the core with being sent away; so that has a pace.
 """
 
 import math
@@ -13,6 +14,8 @@ from raysys.errors import Overloaded
 PATIENCE = 0.25  # of the deadline: requests also wait where nobody counts them, in sockets and in the event loop
 ALWAYS_IN = 16  # so few never make a queue
 MEMORY_S = 2.0  # by which the past fades
+SENT_AWAY_PER_S = 400.0  # a tenth of a core or so
+LONGEST_HOLD_S = 1.0
 
 
 class Admission:
@@ -22,6 +25,7 @@ class Admission:
         self._patience_s, self._clock = deadline_s * PATIENCE, clock
         self._n_in, self._at_s = 0, clock.monotonic_s()
         self._answered, self._busy_s = 0.0, 0.0  # lately: how many, in how many seconds with somebody in
+        self._away_at_s = self._at_s  # when the next one may be sent away
 
     def enter(self) -> None:
         """Take a place, which ``leave`` gives back. Raises Overloaded, with the time after which there may be room."""
@@ -37,6 +41,13 @@ class Admission:
         self._fade()
         self._n_in -= 1
         self._answered += 1
+
+    def hold_s(self) -> float:
+        """How long to keep the answer to one who is sent away: not at all while there are few of them."""
+        now_s = self._clock.monotonic_s()
+        hold_s = min(max(self._away_at_s - now_s, 0.0), LONGEST_HOLD_S)
+        self._away_at_s = now_s + hold_s + 1 / SENT_AWAY_PER_S
+        return hold_s
 
     def expected_s(self) -> float:
         """How long one who comes in now is expected to be in."""

@@ -1,5 +1,6 @@
 """The edge of the gateway as plain ASGI: request ids, keys, admission, a bound on the body, metrics, no bare 500."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.errors import RaysysError
+from raysys.errors import Overloaded, RaysysError
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
 from raysys.serving.guard import Guard
@@ -120,6 +121,8 @@ class Edge:
             if is_admitted:
                 self._admission.enter()
         except RaysysError as error:
+            if isinstance(error, Overloaded):
+                await asyncio.sleep(self._admission.hold_s())
             await on_raysys_error(Request(scope), error)(scope, receive, send)
             return
         except HTTPException as error:

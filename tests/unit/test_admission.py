@@ -1,6 +1,7 @@
 """Admission against a simulated gateway: a first-in-first-out server of a known capacity, in simulated time."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from support import FixedClock, Shop, raising, serve_here
 
 from raysys.errors import Overloaded
-from raysys.serving.admission import ALWAYS_IN, Admission
+from raysys.serving.admission import ALWAYS_IN, LONGEST_HOLD_S, SENT_AWAY_PER_S, Admission
 
 DEADLINE_S = 2.0
 
@@ -102,6 +103,21 @@ def test_while_nothing_is_answered_only_a_few_wait_and_then_it_goes_on() -> None
     assert arrive()
 
 
+def test_who_asks_again_and_again_is_sent_away_at_a_pace_and_a_few_at_once() -> None:
+    clock = FixedClock(0.0)
+    admission = Admission(DEADLINE_S, clock)
+    for _ in range(50):  # well below the pace
+        assert admission.hold_s() == 0.0
+        clock.at_s += 2 / SENT_AWAY_PER_S
+    for _ in range(10 * int(SENT_AWAY_PER_S)):
+        held_s = admission.hold_s()
+    assert held_s == LONGEST_HOLD_S  # nobody is held for longer, however many there are
+    clock.at_s += 2 * LONGEST_HOLD_S
+    assert admission.hold_s() == 0.0
+    away_at_s = [clock.at_s + admission.hold_s() for _ in range(int(SENT_AWAY_PER_S * LONGEST_HOLD_S))]
+    assert np.diff(away_at_s).min() == pytest.approx(1 / SENT_AWAY_PER_S)
+
+
 async def test_who_would_be_late_is_told_when_to_come_back_and_the_others_are_answered(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +145,9 @@ async def test_who_would_be_late_is_told_when_to_come_back_and_the_others_are_an
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
         assert "would be late" in refused.json()["detail"]
+        start_s = time.monotonic()
+        assert {(await ask(client)).status_code for _ in range(10)} == {429}
+        assert time.monotonic() - start_s >= sum(range(1, 11)) / SENT_AWAY_PER_S  # by a clock that stands
         assert (await client.get("/livez")).status_code == 200  # what is no list is never refused
         opened.set()
         assert {response.status_code for response in await asyncio.gather(*waiting)} == {200}
