@@ -42,8 +42,8 @@ from raysys.serving.session import local_service
 from raysys.training.prices import MACHINES
 
 CLIENTS, RAMP_S = 32, 2.0
-FITTED = ((10_000, 2), (40_000, 2), (10_000, 4))  # items, shards
-CHECKED = (40_000, 4)  # and the films
+FITTED = ((5_000, 2), (20_000, 2), (5_000, 4))  # items, shards
+CHECKED = (20_000, 4)  # and the films
 MACHINE, MACHINE_GIB, HOURS_A_MONTH = "r6i.2xlarge", 64, 730
 UTILISATION, MOST_OF_MEMORY = 0.5, 0.7
 FLAT_ITEMS = 50_000
