@@ -340,6 +340,9 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         given.costs.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not given.costs.is_file():
+        print(f"error: there are no costs in {given.costs}; measure them first with --measure", file=sys.stderr)
+        return 1
     costs = Costs(**json.loads(given.costs.read_text(encoding="utf-8"))["costs"])
     index = Index.measured(RESULTS / "index.json")
     asked = [(items, per_s) for items in given.items for per_s in given.requests_per_s]
