@@ -1,6 +1,6 @@
 """How many replicas, machines and dollars N items and Q requests a second take: a model of measured costs.
 
-    python benchmarks/capacity.py --measure [--seconds 8] [--json benchmarks/results/capacity.json]
+    python benchmarks/capacity.py --measure [--seconds 8] [--costs benchmarks/results/capacity.json]
     python benchmarks/capacity.py --items 100_000_000 --requests-per-s 10_000 [--costs benchmarks/results/capacity.json]
 
 ``--measure`` loads the tiered application with 32 clients over made-up catalogues and takes the CPU time of each tier a
