@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from usearch.index import Index as UsearchIndex
 
+from raysys.config import IndexKind as Kind
 from raysys.index.choose import behind_filters, least_effort, sample
-from raysys.index.kinds import KINDS, Effort, Kind, bytes_of, efforts, layout_of
+from raysys.index.kinds import KINDS, Effort, bytes_of, efforts, layout_of
 from raysys.index.vector_index import VectorIndex, build, set_threads
 from raysys.types import Vectors
 

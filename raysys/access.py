@@ -20,6 +20,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
+from raysys.disk import sync
 from raysys.errors import ConfigError
 
 Scope = Literal["read", "write", "admin", "metrics"]
@@ -64,14 +65,6 @@ class _Content(BaseModel):
 
 def _hash(secret: bytes, salt: bytes) -> bytes:
     return hashlib.blake2b(secret, digest_size=32, salt=salt, person=b"raysys-api-key").digest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _place(location: tuple[int | str, ...]) -> str:
@@ -185,4 +178,4 @@ class KeyFile:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)
-        _sync(self.path.parent)  # or a power cut would bring a revoked key back
+        sync(self.path.parent)  # or a power cut would bring a revoked key back

@@ -141,6 +141,22 @@ class EncoderSettings(Settings):
     dim: PositiveInt = 256  # of the hash encoder only
 
 
+# A layout and a code: see ``index.kinds``.
+IndexKind = Literal[
+    "flat",
+    "flat_fp16",
+    "flat_sq8",
+    "ivf",
+    "ivf_fp16",
+    "ivf_sq8",
+    "ivf_pq",
+    "ivf_rabitq",
+    "hnsw",
+    "hnsw_fp16",
+    "hnsw_sq8",
+]
+
+
 class IndexSettings(Settings):
     """How the vectors are indexed (``index.kinds``, ``index.choose``), and what becomes of the snapshot.
 
@@ -153,20 +169,7 @@ class IndexSettings(Settings):
 
     root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
     shards: Annotated[int, Field(ge=1, le=1_000)] = 2
-    kind: Literal[
-        "auto",
-        "flat",
-        "flat_fp16",
-        "flat_sq8",
-        "ivf",
-        "ivf_fp16",
-        "ivf_sq8",
-        "ivf_pq",
-        "ivf_rabitq",
-        "hnsw",
-        "hnsw_fp16",
-        "hnsw_sq8",
-    ] = "auto"
+    kind: Literal["auto", IndexKind] = "auto"
     metric: Literal["cosine", "l2", "ip"] = "cosine"
     flat_below: PositiveInt = 50_000
     memory: Annotated[ByteSize, Field(gt=0)] | None = None

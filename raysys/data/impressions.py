@@ -11,7 +11,6 @@ over a network it must be a file system with ``flock``, as NFS 4 is.
 import contextlib
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -23,6 +22,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from raysys.data.arrow_values import TIME
+from raysys.disk import sync
 from raysys.errors import Unavailable
 
 SOURCE_SCORES = pa.list_(pa.struct([("name", pa.string()), ("score", pa.float64())]))
@@ -129,9 +129,9 @@ class ImpressionFolder:
             for user in users:
                 temporary = folder / ".mark.tmp"
                 temporary.write_text(repr(now_s))
-                _sync(temporary)
+                sync(temporary)
                 temporary.replace(folder / _digest(user))
-            _sync(folder)
+            sync(folder)
 
     def _erase_from(self, file: Path, users: Sequence[str]) -> int:
         try:
@@ -205,16 +205,8 @@ def _write_atomically(rows: pa.Table, file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
     try:
         pq.write_table(rows, temporary, compression="zstd")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(file.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(file.parent)

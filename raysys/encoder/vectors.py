@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raysys.disk import sync
 from raysys.errors import EncoderError, SnapshotError
 from raysys.types import TextKeys, Vectors
 
@@ -68,7 +69,7 @@ class EmbeddingStore:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        _sync_folder(self.folder)
+        sync(self.folder)
         return path
 
     def load(self, keys: TextKeys) -> Vectors:
@@ -186,12 +187,3 @@ def _rows_of(table: Any, dim: int) -> Vectors:
     column = table.column(0).combine_chunks()
     data = np.frombuffer(column.buffers()[1], dtype="<f4")[column.offset * dim :]
     return data[: len(column) * dim].reshape(len(column), dim)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.config import IndexKind as Kind
 from raysys.errors import ConfigError
 from raysys.index.contrast import Contrast, Moments
-from raysys.index.kinds import TUNED_HITS, Effort, Kind, bytes_of, choose_kind, efforts, layout_of
+from raysys.index.kinds import TUNED_HITS, Effort, bytes_of, choose_kind, efforts, layout_of
 from raysys.index.vector_index import Metric, SearchResult, VectorIndex, build
 from raysys.types import Vectors
 

@@ -14,23 +14,11 @@ What codes find is compared once more by the shard's own vectors, which are memo
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from raysys.config import IndexKind as Kind
 from raysys.errors import InvalidInput
 
-Kind = Literal[
-    "flat",
-    "flat_fp16",
-    "flat_sq8",
-    "ivf",
-    "ivf_fp16",
-    "ivf_sq8",
-    "ivf_pq",
-    "ivf_rabitq",
-    "hnsw",
-    "hnsw_fp16",
-    "hnsw_sq8",
-]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 HNSW_LINKS = 32

@@ -27,13 +27,13 @@ import faiss as untyped_faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.config import IndexKind as Kind
 from raysys.errors import EncoderError, InvalidInput, SnapshotError
 from raysys.index.highest import highest
 from raysys.index.kinds import (
     HNSW_LINKS,
     PQ_BITS,
     Effort,
-    Kind,
     choose_kind,
     codes_of,
     default_effort,

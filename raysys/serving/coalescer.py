@@ -15,9 +15,8 @@ from raysys.errors import Overloaded, Unavailable
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-PATIENCE = (
-    0.15  # the share of a deadline after which a query is encoded otherwise; admission is to refuse later than that
-)
+# The share of a deadline after which a query is encoded otherwise; admission is to refuse later than that.
+PATIENCE = 0.15
 LATEST = 0.3  # the weight of the last call in the mean time of a call
 
 

@@ -14,6 +14,7 @@ LAYERS = {
     "": 0,  # raysys/__init__.py
     "errors": 0,
     "types": 0,
+    "disk": 0,
     "keys": 0,
     "words": 0,
     "clock": 0,
