@@ -7,7 +7,6 @@ process plain objects (``in_process.py``); the path is the same and so are the a
 """
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from raysys.ranking.explore import TimesShown
 from raysys.ranking.learned import profile_settings
 from raysys.ranking.select import top_n
 from raysys.recall.merge import concatenate, merge, sources_of
-from raysys.tastes import KnownTastes, Tastes, tastes
+from raysys.tastes import Known, KnownPeople, Tastes, tastes
 from raysys.trace import Trace
 from raysys.types import (
     QUERY,
@@ -39,6 +38,7 @@ from raysys.types import (
     Cap,
     Cause,
     FriendLikes,
+    Keys,
     Profile,
     RankedItem,
     RecallQuery,
@@ -48,7 +48,6 @@ from raysys.types import (
 )
 
 STUDENT = "encoder: student"  # what ``degraded`` says of a query that it encoded
-LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 
 # [dim] float32 for one text, as a query or as an item. Raises Unavailable.
 Encode = Callable[[str, Role], Awaitable[Vectors]]
@@ -116,7 +115,7 @@ class Recommender:
     def _rank_as(self, ranking: RankingSettings) -> None:
         self._arranger = Arranger(self.lookup, ranking, self._times_shown)
         self.settings = profile_settings(self._given_settings, ranking, self.catalogue.folder)
-        self._known_tastes = KnownTastes()
+        self._known_people = KnownPeople(self.settings)
 
     async def recommend(self, request: Request, profile: Profile, friends: FriendLikes | None = None) -> Answer:
         """The ``limit`` best items for this person and request, of all sources, ranked, by the rules of the list.
@@ -149,7 +148,8 @@ class Recommender:
         vector = await self._target(request, trace)
         trace.mark("encode")
         nothing = seeds(Profile(""), self.settings)
-        query = self._recall_query(request, nothing, {*request.positive}, vector, Tastes(), self._clock.now_s())
+        unwanted = item_keys(request.positive)
+        query = self._recall_query(request, nothing, unwanted, vector, Tastes(), self._clock.now_s())
         candidates, _ = await self._recall(query, (), trace)
         found = np.flatnonzero(candidates.found_by & (1 << QUERY))
         scores = np.full(len(candidates), -np.inf, dtype=np.float32)
@@ -182,12 +182,13 @@ class Recommender:
         trace: Trace,
     ) -> Asked:
         """What the shards are asked by a request whose query is encoded, at this time."""
-        known = seeds(profile, self.settings, request.history, request.positive, request.negative)
-        taste = await self._taste(request, profile, known, now_s, trace)
+        person = self._known(request, profile)
+        taste = await self._taste(person, now_s, trace)
         trace.mark("profile")
         words = None if request.query is None else self.lookup.text_terms(request.query)
-        query = self._recall_query(request, known, _unwanted(request, profile, known), text, taste, now_s, words)
-        return Asked(request, profile, known, taste, replace(query, friends=friends))
+        unwanted = _unwanted(request, person.seeds)
+        query = self._recall_query(request, person.seeds, unwanted, text, taste, now_s, words, friends)
+        return Asked(request, profile, person.seeds, taste, query)
 
     async def _rank(self, asked: Asked, trace: Trace) -> _Ranked:
         """The list, of which nothing is read yet."""
@@ -210,20 +211,25 @@ class Recommender:
             )
         return mean
 
-    async def _taste(self, request: Request, profile: Profile, known: Seeds, now_s: float, trace: Trace) -> Tastes:
-        is_plain = profile.version > 0 and not (request.history or request.positive or request.negative)
+    def _known(self, request: Request, profile: Profile) -> Known:
+        """What the profile says, with the examples of the request where there are any."""
+        is_plain = not (request.history or request.positive or request.negative)
+        if is_plain and profile.version > 0:
+            return self._known_people.of(profile)
+        return Known(profile, seeds(profile, self.settings, request.history, request.positive, request.negative))
+
+    async def _taste(self, person: Known, now_s: float, trace: Trace) -> Tastes:
         position = self.lookup.live.position
-        found = self._known_tastes.get(profile, position) if is_plain else None
-        if found is not None:
-            return found
+        if person.tastes is not None and person.position == position:
+            return person.tastes
         try:
-            found = await tastes(known, self.lookup, self.settings, now_s)
-            if is_plain:
-                self._known_tastes.put(profile, position, found)
-            return found
+            found = await tastes(person.seeds, self.lookup, self.settings, now_s)
         except Unavailable:  # what changed after the snapshot cannot be read now
             trace.degraded.append("live")
             return Tastes()
+        if found.is_final:
+            person.tastes, person.position = found, position
+        return found
 
     async def _encode(self, text: str | None, trace: Trace) -> Vectors | None:
         if text is None:
@@ -252,20 +258,21 @@ class Recommender:
         self,
         request: Request,
         known: Seeds,
-        unwanted: set[str],
+        unwanted: Keys,
         text: Vectors | None,
         taste: Tastes,
         now_s: float,
         words: Terms | None = None,
+        friends: FriendLikes | None = None,
     ) -> RecallQuery:
-        counting = known.weights >= LEAST_SHARE * known.weights.max(initial=0)
+        keys, weights = known.history
         return RecallQuery(
             query=text,
             profile=taste.liked,
             said=taste.said,
-            history_keys=item_keys(itertools.compress(known.items, counting)),
-            history_weights=known.weights[counting],
-            exclude_keys=item_keys(unwanted if request.only is None else ()),
+            history_keys=keys,
+            history_weights=weights,
+            exclude_keys=unwanted if request.only is None else unwanted[:0],
             filter=request.filter,
             now_s=now_s,
             k=max(self._k, request.limit),
@@ -273,6 +280,7 @@ class Recommender:
             query_words=words,
             words=taste.words,
             placed=taste.placed,
+            friends=friends,
         )
 
     async def _recall(self, query: RecallQuery, promoted: Sequence[str], trace: Trace) -> tuple[Candidates, int]:
@@ -405,8 +413,9 @@ def _alone(encoder: Encoder, query: str) -> Vectors:
     return vector
 
 
-def _unwanted(request: Request, profile: Profile, known: Seeds) -> set[str]:
-    """Items that must not come back. All dislikes count here, not only the latest that shape the taste."""
-    disliked = {i.item_id for i in profile.interactions if i.weight < 0}
-    seen = known.seen if request.exclude_seen else ()
-    return disliked.union(request.negative, request.positive, seen)
+def _unwanted(request: Request, known: Seeds) -> Keys:
+    """The keys of items that must not come back, [n] uint64."""
+    unwanted = [known.seen_keys] if request.exclude_seen else [known.disliked_keys]
+    if request.negative or request.positive:
+        unwanted.append(item_keys((*request.negative, *request.positive)))
+    return np.concatenate(unwanted)

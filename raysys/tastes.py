@@ -13,13 +13,13 @@ from raysys.config import ProfileSettings
 from raysys.index.spaces import PlacesItems
 from raysys.lookup import Lookup
 from raysys.profile.interests import Indices, interests
-from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean
+from raysys.profile.seeds import NEGATIVE_SHARE, Seeds, decayed_mean, seeds
 from raysys.types import Profile, Terms, Vectors
 from raysys.words import whole_term
 
 T = TypeVar("T")
 
-MOST_KNOWN = 5_000  # people: some 30 MB at 384 dimensions
+MOST_KNOWN = 5_000  # people: some 40 MB at 384 dimensions
 MOST_SAID = 3  # texts that recall looks at, the weightiest
 _NO_MORE = np.empty((0, 0), np.float32), np.empty(0, np.float32)  # no vectors, no weights
 
@@ -42,30 +42,36 @@ class Tastes:
     sayings: tuple[str, ...] = ()
 
 
-class KnownTastes:
-    """The tastes worked out last, with what they were worked out from.
+@dataclass(slots=True, eq=False)
+class Known:
+    """A profile and what was worked out from it; the tastes while the catalogue is at this position."""
+
+    profile: Profile
+    seeds: Seeds
+    tastes: Tastes | None = None
+    position: int = -1
+
+
+class KnownPeople:
+    """What was worked out last for each person.
 
     Who asks again, having done nothing, has the same: a profile that has not changed is the same object
     (``profile.reader``). Of at most ``MOST_KNOWN`` people; those not asked for the longest go.
     """
 
-    def __init__(self) -> None:
-        self._tastes: OrderedDict[str, tuple[Profile, int, Tastes]] = OrderedDict()
+    def __init__(self, settings: ProfileSettings) -> None:
+        self._settings = settings
+        self._known: OrderedDict[str, Known] = OrderedDict()
 
-    def get(self, profile: Profile, position: int) -> Tastes | None:
-        """The tastes of this profile, while the catalogue is as it was."""
-        known, at_position, tastes = self._tastes.get(profile.user, (None, 0, None))
-        if known is not profile or at_position != position:
-            return None
-        self._tastes.move_to_end(profile.user)
-        return tastes
-
-    def put(self, profile: Profile, position: int, tastes: Tastes) -> None:
-        if tastes.is_final:
-            self._tastes[profile.user] = (profile, position, tastes)
-            self._tastes.move_to_end(profile.user)
-            if len(self._tastes) > MOST_KNOWN:
-                self._tastes.popitem(last=False)
+    def of(self, profile: Profile) -> Known:
+        """What is known of this profile, by the requests before and by this one."""
+        known = self._known.get(profile.user)
+        if known is None or known.profile is not profile:
+            known = self._known[profile.user] = Known(profile, seeds(profile, self._settings))
+            if len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        self._known.move_to_end(profile.user)
+        return known
 
 
 async def tastes(known: Seeds, lookup: Lookup, settings: ProfileSettings, now_s: float) -> Tastes:

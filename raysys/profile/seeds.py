@@ -1,31 +1,36 @@
 """What a request knows of its user, as weighted items and texts: where recall starts from."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysys.config import STEP_DECAY, ProfileSettings
+from raysys.keys import item_keys
 from raysys.profile.fold import DAY_S, DESCRIPTION, WEIGHT_CAP, evidence, latest
 from raysys.profile.follows import owners_of
-from raysys.types import Interaction, Profile, Saying, Vectors
+from raysys.types import Interaction, Keys, Profile, Saying, Vectors
 
 # Weights of the ids that come with a request: ``history`` counts as a view, ``positive`` and ``negative`` as a like
 # and a dislike.
 _VIEW, _LIKE, _DISLIKE = 1.0, 2.0, 2.0
 NEGATIVE_SHARE = 0.5
+LEAST_SHARE = 0.01  # of the weight of what counts most in a history; what counts less changes no list
 _TINY = 1e-6
 _NOW_S = math.inf  # what has no time of its own is as new as can be
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Seeds:
     """Items a user likes and dislikes, each list with the most recent last, all they have seen, and what they said.
 
     weights, negative_weights: [len(items)], [len(negatives)] float32. A plain view just now weighs 1.
     timestamps_s: [len(items)] float64, of each liked item's latest event; inf for an id of the request.
+    seen_keys, disliked_keys: uint64, of all that they have seen, and of all that they dislike, each once.
     sayings: texts, the description first, then oldest first. saying_weights: [len(sayings)] float32, < 0 away from it.
     owners: of items, those that the user follows.
     """
@@ -35,10 +40,17 @@ class Seeds:
     timestamps_s: NDArray[np.float64]
     negatives: tuple[str, ...]
     negative_weights: NDArray[np.float32]
-    seen: frozenset[str]
+    seen_keys: Keys
+    disliked_keys: Keys
     sayings: tuple[str, ...]
     saying_weights: NDArray[np.float32]
     owners: tuple[str, ...] = ()
+
+    @cached_property
+    def history(self) -> tuple[Keys, NDArray[np.float32]]:
+        """The liked items that count: their keys, [h] uint64, and weights, [h] float32."""
+        counting = self.weights >= LEAST_SHARE * self.weights.max(initial=0)
+        return item_keys(itertools.compress(self.items, counting)), self.weights[counting]
 
 
 def seeds(
@@ -58,7 +70,7 @@ def seeds(
     Ages count from the newest of the list, so that a long absence changes nothing; an id of the request has none.
     Texts weigh by the same rule, and neither they nor the items take a step from each other. What the person pinned
     stays before anything more recent and does not fade, nor does the person's description.
-    ``seen``: every item of the profile and of ``history``.
+    Seen is every item of the profile and of ``history``; disliked are not only the latest, which shape the taste.
     """
     liked = {i.item_id: i for i in profile.interactions if i.weight > 0}
     disliked = {i.item_id: i for i in profile.interactions if i.weight < 0}
@@ -71,14 +83,24 @@ def seeds(
     for item_id in negative:
         liked.pop(item_id, None)
         _put_last(disliked, item_id, _DISLIKE)
-    seen = frozenset(i.item_id for i in profile.interactions).union(history)
+    seen = {i.item_id for i in profile.interactions}.union(history)
     pinned: frozenset[str] = frozenset() if profile.person is None else profile.person.pinned
     items, weights = _recent(liked, settings, pinned)
     negatives, negative_weights = _recent(disliked, settings, pinned)
     sayings, saying_weights = _spoken(profile.sayings, settings, pinned)
     times_s = np.array([liked[item_id].timestamp_s for item_id in items], dtype=np.float64)
-    owners = owners_of(profile.person)
-    return Seeds(items, weights, times_s, negatives, negative_weights, seen, sayings, saying_weights, owners)
+    return Seeds(
+        items,
+        weights,
+        times_s,
+        negatives,
+        negative_weights,
+        item_keys(seen),
+        item_keys(disliked),
+        sayings,
+        saying_weights,
+        owners_of(profile.person),
+    )
 
 
 def decayed_mean(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.config import ProfileSettings
+from raysys.keys import item_keys
 from raysys.profile.seeds import decayed_mean, seeds
 from raysys.types import Interaction, Person, Profile, Saying
 
@@ -29,7 +30,7 @@ def f32(*values: object) -> np.ndarray:
 
 def test_a_stranger_has_no_seeds():
     nothing = seeds(Profile("u:new"), HALVING)
-    assert (nothing.items, nothing.negatives, nothing.seen) == ((), (), frozenset())
+    assert (nothing.items, nothing.negatives, len(nothing.seen_keys)) == ((), (), 0)
     assert nothing.weights.shape == nothing.negative_weights.shape == (0,)
     assert nothing.weights.dtype == nothing.negative_weights.dtype == np.float32
 
@@ -40,7 +41,7 @@ def test_a_profile_worked_by_hand():
     assert found.weights.tolist() == [0.25, 1.5, 2.0]
     assert found.negatives == ("b",)
     assert found.negative_weights.tolist() == [2.0]
-    assert found.seen == {"a", "b", "c", "d", "e"}
+    assert set(found.seen_keys) == set(item_keys({"a", "b", "c", "d", "e"}))
     assert found.weights.dtype == np.float32
 
 
@@ -54,7 +55,7 @@ def test_the_ids_of_a_request_come_after_the_profile():
     assert found.items == ("a", "b", "c")
     assert found.weights.tolist() == [0.25, 0.5, 2.0]
     assert (found.negatives, found.negative_weights.tolist()) == (("d",), [2.0])
-    assert found.seen == {"a", "b"}  # positive and negative are examples, not things seen
+    assert set(found.seen_keys) == set(item_keys({"a", "b"}))  # positive and negative are examples, not things seen
 
 
 def test_an_item_given_again_moves_to_the_end_and_keeps_its_greatest_weight():
@@ -79,7 +80,8 @@ def test_weights_are_capped_and_lists_are_bounded():
     found = seeds(profile(a=1.0, b=9.0, c=1.0, d=-1.0, e=-9.0, f=-1.0), settings)
     assert (found.items, found.weights.tolist()) == (("b", "c"), [3.0, 1.0])
     assert (found.negatives, found.negative_weights.tolist()) == (("e", "f"), [3.0, 1.0])
-    assert found.seen == {"a", "b", "c", "d", "e", "f"}
+    assert set(found.seen_keys) == set(item_keys({"a", "b", "c", "d", "e", "f"}))
+    assert set(found.disliked_keys) == set(item_keys({"d", "e", "f"}))  # all, not only those that shape the taste
 
 
 def test_weights_halve_with_the_days_before_the_newest():
@@ -162,7 +164,7 @@ def test_shape_of_all_seeds(weights, history, positive, negative, limit):
     assert len(found.negatives) == len(set(found.negatives)) == len(found.negative_weights) <= limit
     assert not set(found.items) & set(found.negatives)
     assert not set(found.items) & set(negative)
-    assert found.seen == {*weights, *history}
+    assert set(found.seen_keys) == set(item_keys({*weights, *history}))
     assert np.all((found.weights >= 0) & (found.weights <= 3))
 
 
