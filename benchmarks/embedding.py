@@ -44,7 +44,7 @@ from raysys.index.store import SnapshotStore
 from raysys.types import Vectors
 
 FEW_TEXTS = 64
-SHARDS = 2
+SHARDS = 1  # as by default
 CHANGED_SHARE = 0.01
 QUICK_TEXTS = 300
 QUICK_STEADY_TEXTS = 3_000

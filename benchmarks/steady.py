@@ -22,7 +22,7 @@ from processes import run, script
 
 from raysys.index.store import SnapshotStore
 
-SHARDS = 2
+SHARDS = 1  # as by default
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from raysys.index.store import SnapshotStore
 from raysys.profile.imports import import_into
 from raysys.training.local import build_here
 
-SHARDS = 2
+SHARDS = 1  # as by default
 USERS, TOPICS, STRUCTURE, EVENTS_PER_USER = 671, 40, 0.8, 100
 
 

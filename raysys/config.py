@@ -168,7 +168,7 @@ class IndexSettings(Settings):
     """
 
     root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
-    shards: Annotated[int, Field(ge=1, le=1_000)] = 2
+    shards: Annotated[int, Field(ge=1, le=1_000)] = 1
     kind: Literal["auto", IndexKind] = "auto"
     metric: Literal["cosine", "l2", "ip"] = "cosine"
     flat_below: PositiveInt = 50_000

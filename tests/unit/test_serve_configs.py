@@ -20,7 +20,7 @@ from raysys.serving.configs import check_keys, serve_config
 FOLDER = Path(__file__).parents[2] / "serve_configs"
 # How each file was made; the same command stands in its settings file.
 MADE_BY = {
-    "local": "raysys config serve_configs/local.settings.yaml --shards 2",
+    "local": "raysys config serve_configs/local.settings.yaml --shards 1",
     "cluster": "raysys config serve_configs/cluster.settings.yaml --shards 4 --host 0.0.0.0",
 }
 # Dictionaries whose keys are not Serve's: ours, or checked by somebody else.
@@ -72,7 +72,7 @@ def test_serve_accepts_the_file_and_drops_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", MADE_BY)
 def test_the_deployments_are_those_of_the_application(name: str) -> None:
     deployments = read(name)["applications"][0]["deployments"]
-    assert [d["name"] for d in deployments] == deployment_names({"local": 2, "cluster": 4}[name], "tiered")
+    assert [d["name"] for d in deployments] == deployment_names({"local": 1, "cluster": 4}[name], "tiered")
 
 
 @pytest.mark.parametrize("name", MADE_BY)
