@@ -250,7 +250,7 @@ def test_a_damaged_snapshot_is_refused_whatever_is_forced_and_nothing_changes(st
     before = content_of(store)
     with pytest.raises(SnapshotError, match=r"vectors\.npy is damaged: its SHA-256"):
         activate(store, B, force=True)
-    with pytest.raises(SnapshotError, match="not a finished snapshot"):
+    with pytest.raises(SnapshotError, match=f"there is no snapshot {C}"):
         activate(store, C, force=True)
     assert content_of(store) == before
     assert not store.lease_path(C).exists()
