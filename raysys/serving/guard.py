@@ -36,6 +36,11 @@ NEEDED: dict[str, frozenset[Scope]] = {
     "/v1/users:merge": WRITE,
     "/v1/users:export": ADMIN,
     "/v1/users:delete": ADMIN,
+    "/v1/admin/snapshots": ADMIN,
+    "/v1/admin/snapshots:verify": ADMIN,
+    "/v1/admin/snapshots:activate": ADMIN,
+    "/v1/admin/snapshots:rollback": ADMIN,
+    "/v1/admin/snapshots:gc": ADMIN,
     "/metrics": OPERATORS,
 }
 DETAILS = {"/readyz": OPERATORS}  # anybody may ask; the details are for these
