@@ -50,7 +50,7 @@ class Front:
         self._clock = SystemClock() if clock is None else clock
         self._tracing = _open_tracing(settings.tracing, self._clock)
         audit.open_log()
-        self._guard = Guard(settings.api_keys, self._clock)
+        self._guard = Guard(settings.api_keys, self._clock, settings.rate_limit)
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
