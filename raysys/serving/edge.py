@@ -16,7 +16,7 @@ from raysys.errors import Overloaded, RateLimited, RaysysError
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
 from raysys.serving.guard import Guard
-from raysys.serving.problems import BodyTooLarge, on_http_error, on_raysys_error
+from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -109,6 +109,9 @@ class Edge:
 
         try:
             await self._answer(scope, _bounded(receive), send_echoing)
+        except asyncio.CancelledError:
+            status = status if finished else CLIENT_CLOSED_REQUEST
+            raise
         except Exception:
             # Starlette raises again what it has logged and answered already (``problems.on_anything``).
             if not finished:

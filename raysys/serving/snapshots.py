@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -25,12 +25,14 @@ T = TypeVar("T")
 
 
 class Acts:
-    """A few at once, each in a thread of its own. One whose caller hangs up goes on, and keeps its place."""
+    """A few at once, each in a thread of its own. One whose caller hangs up goes on, and keeps its place.
+
+    A gateway that ends does not wait for them: killed at any step, they leave the old state or the new one.
+    """
 
     def __init__(self, most: int, retry_s: float) -> None:
         self._most, self._retry_s = most, retry_s
         self._places = threading.Semaphore(most)
-        self._threads = ThreadPoolExecutor(most, thread_name_prefix="snapshots")
 
     async def run(self, work: Callable[[], T]) -> T:
         """What ``work`` gives. Raises Overloaded where as many are under way as may be, and what it raises.
@@ -40,11 +42,20 @@ class Acts:
         if not self._places.acquire(blocking=False):
             what = f"{self._most} such acts on snapshots are under way in this gateway"
             raise Overloaded(f"{what}; try again when one has ended", self._retry_s)
-        future = self._threads.submit(self._work, work)
-        # Shielded: cancelled before its thread has begun, it would never give its place back.
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=self._work, args=(work, future), name="snapshots", daemon=True).start()
         return await asyncio.shield(asyncio.wrap_future(future))
 
-    def _work(self, work: Callable[[], T]) -> T:
+    def _work(self, work: Callable[[], T], future: "Future[T]") -> None:
+        try:
+            result = self._tried(work)
+        except BaseException as error:  # whatever it is, somebody waits for it
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _tried(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except OSError as error:

@@ -253,6 +253,26 @@ async def test_one_whose_caller_hangs_up_goes_on_and_keeps_its_place() -> None:
                 await asyncio.sleep(0)
 
 
+async def test_an_act_that_nobody_waits_for_is_audited_as_that_and_takes_effect(
+    store: SnapshotStore, client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raysys.audit")
+    store.publish(B)
+    with store.locked():
+        caller = asyncio.create_task(ask(client, "rollback", published=B))
+        async with asyncio.timeout(30):
+            while not any(thread.name.startswith("snapshots") for thread in threading.enumerate()):
+                await asyncio.sleep(0.001)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.name == "raysys.audit"]
+    assert (line["status"], line["asked"]) == (499, {"published": B})
+    async with asyncio.timeout(30):
+        while (await client.get(PATH)).json()["current"] != A:
+            await asyncio.sleep(0.001)
+
+
 async def test_a_place_is_given_back_however_an_act_ends() -> None:
     def full() -> None:
         raise OSError(28, "No space left on device")
