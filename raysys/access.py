@@ -20,6 +20,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
+from raysys.config import RateLimit
 from raysys.disk import sync
 from raysys.errors import ConfigError
 
@@ -32,7 +33,7 @@ Stamp = tuple[int, ...]
 
 
 class Key(BaseModel):
-    """One key, without its secret. expires_at: None = never."""
+    """One key, without its secret. expires_at: None = never. rate_limit: None = that of the settings, if any."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
 
@@ -43,6 +44,7 @@ class Key(BaseModel):
     hash: Annotated[bytes, Field(min_length=32, max_length=32, repr=False)]
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
+    rate_limit: RateLimit | None = None
 
     @field_serializer("scopes")
     def _in_order(self, scopes: frozenset[Scope]) -> list[Scope]:
@@ -74,7 +76,11 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 
 def make_key(
-    name: str, scopes: Set[str], expires_at: datetime | None = None, now: datetime | None = None
+    name: str,
+    scopes: Set[str],
+    expires_at: datetime | None = None,
+    now: datetime | None = None,
+    rate_limit: RateLimit | None = None,
 ) -> tuple[Key, str]:
     """A new key and its text, which nothing can give again. Raises ConfigError for a name or scope that cannot be."""
     if not re.fullmatch(NAME, name):
@@ -91,6 +97,7 @@ def make_key(
         hash=_hash(secret.encode(), salt),
         created_at=datetime.now(UTC) if now is None else now,
         expires_at=expires_at,
+        rate_limit=rate_limit,
     )
     return key, f"rs_{number}_{secret}"
 
@@ -174,7 +181,8 @@ class KeyFile:
     def _replace(self, keys: tuple[Key, ...]) -> None:
         fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(_Content(keys=keys).model_dump_json(indent=2).encode() + b"\n")
+            # Without what is not set, so that versions that know no limits read files without any.
+            file.write(_Content(keys=keys).model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)

@@ -23,6 +23,7 @@ from raysys.config import (
     BuildSettings,
     EncoderSettings,
     IndexSettings,
+    RateLimit,
     ServeSettings,
     WorkerSettings,
     load,
@@ -350,26 +351,40 @@ def create_key(
     name: Annotated[str, typer.Option(help="Who it is for; stands in the audit log.")],
     scope: Annotated[list[str], typer.Option(help="read, write, admin or metrics; may be repeated.")],
     days: Annotated[float | None, typer.Option(min=0, help="How long it is good for; for ever without.")] = None,
+    per_second: Annotated[
+        float | None, typer.Option(help="Requests, in the long run; with --burst, in place of `rate_limit`.")
+    ] = None,
+    burst: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
     file: KeysFile = DEFAULT_KEYS,
 ) -> None:
     """Make a key and print it, this once: the file has its hash alone."""
     now = datetime.now(UTC)
-    key, text = make_key(name, set(scope), None if days is None else now + timedelta(days=days), now)
+    limit = _rate_limit(per_second, burst)
+    key, text = make_key(name, set(scope), None if days is None else now + timedelta(days=days), now, limit)
     KeyFile(file).add(key)
     typer.echo(text)
     typer.echo(f"key {key.id} ({name}) is in {KeyFile(file).path}; the line above is not shown again", err=True)
 
 
+def _rate_limit(per_second: float | None, burst: int | None) -> RateLimit | None:
+    if per_second is None and burst is None:
+        return None
+    if per_second is None or burst is None:
+        raise ConfigError("a limit has two sides: give --per-second and --burst")
+    return parse(RateLimit, {"requests_per_s": per_second, "burst": burst}, "the command line")
+
+
 @keys.command("list")
 def list_keys(file: KeysFile = DEFAULT_KEYS) -> None:
-    """Show the keys: names, scopes and times."""
+    """Show the keys: names, scopes, times and limits."""
     now_s = datetime.now(UTC).timestamp()
-    table = Table("id", "name", "scopes", "created", "expires")
+    table = Table("id", "name", "scopes", "created", "expires", "limit of its own")
     for key in KeyFile(file).read():
         expires = "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}"
         expires += " (expired)" if key.is_expired(now_s) else ""
         created = f"{key.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(key.id, key.name, " ".join(sorted(key.scopes)), created, expires)
+        limit = "" if key.rate_limit is None else str(key.rate_limit)
+        table.add_row(key.id, key.name, " ".join(sorted(key.scopes)), created, expires, limit)
     console.print(table)
 
 

@@ -27,7 +27,8 @@ class ApiError(RaysysError):
 class Client:
     """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError, Unavailable.
 
-    api_key: None = that of the environment (``RAYSYS_API_KEY``), where there is one.
+    timeout_s: to verify or activate a snapshot takes as long as reading it. api_key: None = that of the environment
+    (``RAYSYS_API_KEY``), where there is one.
     """
 
     def __init__(self, url: str, timeout_s: float = 10.0, api_key: str | None = None) -> None:
@@ -66,6 +67,21 @@ class Client:
 
     def delete(self, item_ids: Sequence[str]) -> dict[str, Any]:
         return self.post("/v1/items:delete", {"item_ids": list(item_ids)})
+
+    def snapshots(self) -> dict[str, Any]:
+        return self.get("/v1/admin/snapshots")
+
+    def verify_snapshot(self, snapshot_id: str = "current", **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:verify", {"snapshot_id": snapshot_id, **body})
+
+    def activate_snapshot(self, snapshot_id: str, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:activate", {"snapshot_id": snapshot_id, **body})
+
+    def rollback_snapshot(self, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:rollback", body)
+
+    def collect_snapshots(self, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:gc", body)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Any route by its path. Raises ApiError, and Unavailable when nothing answers."""

@@ -567,6 +567,16 @@ class TracingSettings(Settings):
     share: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
+class RateLimit(Settings):
+    """A token bucket: up to ``burst`` requests at once, and ``requests_per_s`` in the long run (``serving.bucket``)."""
+
+    requests_per_s: Annotated[float, Field(ge=1e-3, le=1e6)]
+    burst: Annotated[int, Field(ge=1, le=1_000_000)]
+
+    def __str__(self) -> str:
+        return f"{self.requests_per_s:g} requests a second, {self.burst:,} at once"
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -578,6 +588,7 @@ class ServeSettings(Settings):
     ``tracing``: None = no spans are made.
     ``api_keys``: the file of the keys (``raysys keys create``), read again when it changes; None = no key is asked for,
     which is refused for a host that others reach unless ``open`` says that it is meant.
+    ``rate_limit``: of each key that has none of its own, in each gateway process; None = no limit.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -600,6 +611,13 @@ class ServeSettings(Settings):
     tracing: TracingSettings | None = None
     api_keys: Annotated[LocalOrUrl, AfterValidator(_check_file)] | None = None
     open: bool = False
+    rate_limit: RateLimit | None = None
+
+    @model_validator(mode="after")
+    def _limits_need_keys(self) -> Self:
+        if self.rate_limit is not None and self.api_keys is None:
+            raise ValueError("rate_limit is that of each key: name the file of the keys in api_keys as well")
+        return self
 
 
 S = TypeVar("S", bound=Settings)

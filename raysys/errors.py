@@ -7,12 +7,16 @@ RaysysError
 │   └── Conflict          it contradicts what is settled already        -> 409
 ├── Unauthenticated       no key, or none that is known                  -> 401
 ├── Forbidden             the key lacks the scope that is needed         -> 403
+├── RateLimited           the key has used up what it may ask for        -> 429
 ├── ConfigError           a setting, a column mapping, a missing file: fails before work starts
 ├── CatalogError          the catalogue holds nothing that can be indexed
-├── SnapshotError         a snapshot is missing or damaged
+├── SnapshotError         a snapshot cannot be used; nothing is published  -> 503
+│   ├── UnknownSnapshot   there is none of this id                      -> 404
+│   ├── SnapshotDamaged   a file of it is missing or not as it was      -> 409
 │   ├── SnapshotMismatch  encoder and snapshot do not belong together
-│   ├── SnapshotTooNew    it was written by something newer
-│   └── SnapshotRefused   it is whole, but too much unlike the published one
+│   ├── SnapshotTooNew    it was written by something newer             -> 409
+│   ├── SnapshotConflict  what is published now is not what was expected -> 409
+│   └── SnapshotRefused   it is whole, but too much unlike the published one -> 409
 ├── OverBudget            a job would cost more than was allowed, and was stopped
 ├── EncoderError          a model cannot be loaded, or gave vectors that cannot be used
 └── Unavailable           a part cannot answer now; try again           -> 503
@@ -76,6 +80,17 @@ class Forbidden(RaysysError):
         return self.message
 
 
+class RateLimited(RaysysError):
+    """The key has used up what it may ask for now. ``retry_after_s`` says when it may ask again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.message, self.retry_after_s = message, retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class ConfigError(RaysysError):
     """The settings ask for something that cannot be done."""
 
@@ -86,6 +101,18 @@ class CatalogError(RaysysError):
 
 class SnapshotError(RaysysError):
     """A snapshot is missing, damaged, or of a format this version does not read."""
+
+
+class UnknownSnapshot(SnapshotError):
+    """There is no snapshot of this id."""
+
+
+class SnapshotDamaged(SnapshotError):
+    """A file of the snapshot is missing, or not what the manifest says; or it has no manifest."""
+
+
+class SnapshotConflict(SnapshotError):
+    """Another snapshot is published than was expected, or none to go back to."""
 
 
 class SnapshotMismatch(SnapshotError):

@@ -2,8 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +13,9 @@ from raysys.client import ApiError, Client
 from raysys.clock import Clock, SystemClock
 from raysys.config import DEFAULT_HOME, IndexSettings, ServeSettings, parse
 from raysys.errors import SnapshotError, Unavailable
-from raysys.index.inventory import Leftover, Snapshot, readable_bytes, size_bytes, snapshots, staged, trash
-from raysys.index.store import POINTER, SnapshotStore
+from raysys.index.inventory import readable_bytes
+from raysys.index.store import SnapshotStore
+from raysys.publishing.listing import Listing, Row, as_dict, listing
 
 POLL_S = 0.2
 MARKS = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
@@ -32,97 +32,39 @@ Id = Annotated[str, typer.Argument(help="The id of a snapshot.")]
 ROOT, DEADLINE_S = f"{DEFAULT_HOME}/index", 120.0
 
 
-@dataclass(frozen=True)
-class Row:
-    """A snapshot as `list` shows it. index: kinds over all shards. is_before: a rollback goes back to it."""
-
-    snapshot_id: str
-    state: str
-    problem: str
-    age_s: float
-    items: int | None
-    shards: int | None
-    encoder: str | None
-    index: tuple[str, ...]
-    size_bytes: int
-    is_current: bool
-    is_before: bool
-    is_held: bool
-
-    def marks(self) -> str:
-        marks = {"current": self.is_current, "before": self.is_before, "in use": self.is_held}
-        return ", ".join(name for name, is_set in marks.items() if is_set)
-
-
-def rows(store: SnapshotStore, now_s: float) -> list[Row]:
-    """All snapshots, oldest first."""
-    is_any_published = (store.root / POINTER).exists()
-    current = store.current_id() if is_any_published else None
-    before = store.previous() if is_any_published else None
-    return [_row(snapshot, current, before, now_s) for snapshot in snapshots(store)]
-
-
-def _row(snapshot: Snapshot, current: str | None, before: str | None, now_s: float) -> Row:
-    manifest, snapshot_id = snapshot.manifest, snapshot.snapshot_id
-    made_s = snapshot.written_s if manifest is None else datetime.fromisoformat(manifest.created_at).timestamp()
-    encoder = None if manifest is None else manifest.encoder_identity
-    return Row(
-        snapshot_id,
-        "being built" if snapshot.state == "unfinished" and snapshot.is_held else snapshot.state,
-        snapshot.problem,
-        round(now_s - made_s, 1),
-        None if manifest is None else manifest.n_items,
-        None if manifest is None else len(manifest.shards),
-        None if encoder is None else f"{encoder.name} ({encoder.dim})",
-        () if manifest is None else tuple(sorted({shard.index_kind for shard in manifest.shards})),
-        snapshot.size_bytes,
-        snapshot_id == current,
-        snapshot_id == before,
-        snapshot.is_held,
-    )
-
-
 @app.command("list")
 def list_(
     root: Root = ROOT,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """All snapshots, and what builds have left."""
-    store = SnapshotStore(root)
-    found, left = rows(store, SystemClock().now_s()), [*staged(store), *trash(store)]
+    found = listing(SnapshotStore(root), SystemClock().now_s())
     if as_json:
-        typer.echo(json.dumps(_as_dict(store, found, left), indent=2))
+        typer.echo(json.dumps(as_dict(found), indent=2))
         return
-    if not found:
-        console.print(f"no snapshot under {store.root}; next: raysys build", markup=False)
+    if not found.snapshots:
+        console.print(f"no snapshot under {found.root}; next: raysys build", markup=False)
     else:
-        console.print(_table(found))
-    for row in found:
+        console.print(_table(found.snapshots))
+    for line in _remarks(found):
+        console.print(line, markup=False)
+    if found.current is not None and not any(row.is_current for row in found.snapshots):
+        console.print(f"{found.current} is published, and is not there", style="red", markup=False)
+
+
+def _remarks(found: Listing) -> Iterator[str]:
+    """What does not fit into the table."""
+    for row in found.snapshots:
         if row.state in ("damaged", "too new"):
-            console.print(f"{row.snapshot_id} is {row.state}: {row.problem}", markup=False)
-    for one in left:
+            yield f"{row.snapshot_id} is {row.state}: {row.problem}"
+        if row.refused_at is not None:
+            yield f"{row.snapshot_id} was refused at {row.refused_at}: {'; '.join(row.refused)}"
+    for one in found.leftovers:
         whose = "of a build that runs" if one.is_held else "may go: raysys snapshots gc"
-        console.print(f"{one.path.relative_to(store.root)}: {readable_bytes(one.size_bytes)}, {whose}", markup=False)
-    missing = [row for row in found if row.is_current]
-    if (store.root / POINTER).exists() and not missing:
-        console.print(f"{store.current_id()} is published, and is not there", style="red", markup=False)
+        yield f"{one.path}: {readable_bytes(one.size_bytes)}, {whose}"
 
 
-def _as_dict(store: SnapshotStore, found: list[Row], left: list[Leftover]) -> dict[str, Any]:
-    return {
-        "root": str(store.root),
-        "current": store.current_id() if (store.root / POINTER).exists() else None,
-        "snapshots": [asdict(row) for row in found],
-        "leftovers": [
-            {"path": str(o.path.relative_to(store.root)), "size_bytes": o.size_bytes, "is_held": o.is_held}
-            for o in left
-        ],
-        "embeddings_bytes": size_bytes(store.root / "embeddings"),
-        "history": [move.model_dump() for move in store.history()],
-    }
-
-
-def _table(found: list[Row]) -> Table:
+def _table(found: Sequence[Row]) -> Table:
     table = Table()
     for name in ("snapshot", "", "state", "age", "items", "shards", "encoder", "index", "size"):
         # An id that is cut cannot be copied.
@@ -160,19 +102,14 @@ def verify(
     encoder: Annotated[bool, typer.Option(help="Encode some texts again, where the model can be loaded.")] = True,
 ) -> None:
     """Look through all of a snapshot: files, shards, index, encoder. Exit code 1 where something fails."""
-    from raysys.publishing.verify import checks, failed
+    from raysys.publishing.verify import failed, look_through
 
-    store = SnapshotStore(root)
-    snapshot_id = store.resolve(snapshot_id)
-    if not store.folder(snapshot_id).is_dir():
-        raise SnapshotError(f"there is no snapshot {snapshot_id} under {store.root}; see `raysys snapshots list`")
     found = []
-    with store.lease(snapshot_id):
-        for check in checks(store.folder(snapshot_id), encoder):
-            found.append(check)
-            where = f" [{check.file}]" if check.file else ""
-            console.print(MARKS[check.level], end=" ")
-            console.print(f"{check.what}: {check.found}{where}", markup=False)
+    for check in look_through(SnapshotStore(root), snapshot_id, encoder):
+        found.append(check)
+        where = f" [{check.file}]" if check.file else ""
+        console.print(MARKS[check.level], end=" ")
+        console.print(f"{check.what}: {check.found}{where}", markup=False)
     raise typer.Exit(1 if failed(found) else 0)
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from raysys import __version__
 from raysys.config import EncoderSettings, ItemRules, Settings
 from raysys.encoder.protocol import EncoderIdentity
-from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotTooNew
+from raysys.errors import SnapshotDamaged, SnapshotMismatch, SnapshotTooNew
 from raysys.index.kinds import Effort
 
 FORMAT_VERSION = 1
@@ -107,18 +107,18 @@ def file_record(path: Path) -> FileRecord:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in this folder. Raises SnapshotError when it is missing or damaged, SnapshotTooNew."""
+    """The manifest in this folder. Raises SnapshotDamaged when it is missing or damaged, SnapshotTooNew."""
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_bytes())
         _refuse_newer(path, raw)
         manifest = Manifest.model_validate(raw)
     except FileNotFoundError as error:
-        raise SnapshotError(f"{folder} holds no {MANIFEST}: it is not a finished snapshot") from error
+        raise SnapshotDamaged(f"{folder} holds no {MANIFEST}: it is not a finished snapshot") from error
     except ValidationError as error:
-        raise SnapshotError(f"{path} cannot be read: {error.errors()[0]['msg']}") from error
+        raise SnapshotDamaged(f"{path} cannot be read: {error.errors()[0]['msg']}") from error
     except ValueError as error:
-        raise SnapshotError(f"{path} cannot be read: {error}") from error
+        raise SnapshotDamaged(f"{path} cannot be read: {error}") from error
     _refuse_paths_outside(path, manifest)
     return manifest
 
@@ -133,19 +133,19 @@ def _refuse_newer(path: Path, raw: Any) -> None:
 def _refuse_paths_outside(path: Path, manifest: Manifest) -> None:
     for name in (*manifest.files, *(shard.folder for shard in manifest.shards)):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise SnapshotError(f"{path} names {name!r}, which lies outside of its own folder")
+            raise SnapshotDamaged(f"{path} names {name!r}, which lies outside of its own folder")
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its record. Raises SnapshotError that names the first one that differs."""
+    """Compare every file with its record. Raises SnapshotDamaged that names the first one that differs."""
     for _, problem in file_problems(folder, manifest, contents=True):
-        raise SnapshotError(problem)
+        raise SnapshotDamaged(problem)
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """Whether every file is there with its size, which takes an instant. Raises SnapshotError as ``verify_files``."""
+    """Whether every file is there with its size, which takes an instant. Raises SnapshotDamaged as ``verify_files``."""
     for _, problem in file_problems(folder, manifest, contents=False):
-        raise SnapshotError(problem)
+        raise SnapshotDamaged(problem)
 
 
 def file_problems(folder: Path, manifest: Manifest, contents: bool) -> Iterator[tuple[str, str]]:

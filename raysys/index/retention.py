@@ -53,6 +53,7 @@ def collect(
         gone = removals if dry_run else [removal for removal in removals if _take_away(store, removal)]
         if not dry_run:
             _forget_leases(store)
+            _forget_refusals(store)
     if not dry_run:
         _empty_trash(store)
     return gone
@@ -175,6 +176,13 @@ def _forget_leases(store: SnapshotStore) -> None:
     for path in (store.root / "leases").glob("*"):
         if not store.folder(path.name).exists() and not store.staging(path.name).exists():
             leases.forget(path)
+
+
+def _forget_refusals(store: SnapshotStore) -> None:
+    """Remove why snapshots were refused that are not there any more. Whoever writes these holds the lock."""
+    for path in (store.root / "refusals").glob("*"):
+        if not inventory.is_id(path.name) or not store.folder(path.name).exists():
+            path.unlink(missing_ok=True)
 
 
 def said(removals: Sequence[Removal], dry_run: bool = False) -> str:

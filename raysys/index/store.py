@@ -4,12 +4,15 @@
 <root>/HISTORY                      which was published when (``history``)
 <root>/.lock                        locked while the pointer moves, a build begins, or something is collected
 <root>/leases/<id>                  locked by whoever writes or serves this snapshot (``leases``)
+<root>/refusals/<id>                why this snapshot was last refused (``refusals``)
 <root>/embeddings/<fingerprint>/    vectors by text key, shared by all builds
 <root>/snapshots/<id>/              one immutable snapshot; finished when its manifest is there
 <root>/staging/<id>/                what a build keeps while it runs
 <root>/trash/                       what is being deleted (``retention``)
 """
 
+import contextlib
+import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -18,13 +21,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from raysys.disk import sync
-from raysys.errors import SnapshotError
-from raysys.index import history, leases
+from raysys.errors import SnapshotConflict, SnapshotDamaged, SnapshotError, UnknownSnapshot
+from raysys.index import history, leases, refusals
 from raysys.index.history import By, Move
 from raysys.index.leases import Lease
 from raysys.index.manifest import MANIFEST, Manifest, check_sizes, read_manifest, verify_files
+from raysys.index.refusals import Refusal
 
 POINTER, HISTORY, LOCK = "CURRENT", "HISTORY", ".lock"
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -62,9 +68,9 @@ class SnapshotStore:
         return snapshot_id, folder
 
     def folder(self, snapshot_id: str) -> Path:
-        """Where the snapshot of this id lives. Raises SnapshotError for an id that could leave the root."""
+        """Where the snapshot of this id lives. Raises UnknownSnapshot for an id that could leave the root."""
         if not snapshot_id or not all(c.isalnum() or c == "-" for c in snapshot_id):
-            raise SnapshotError(f"{snapshot_id!r} is not a snapshot id")
+            raise UnknownSnapshot(f"{snapshot_id!r} is not a snapshot id")
         return self.root / "snapshots" / snapshot_id
 
     def staging(self, snapshot_id: str) -> Path:
@@ -82,6 +88,10 @@ class SnapshotStore:
     def locked(self) -> AbstractContextManager[None]:
         """Alone among all that move the pointer, begin a build, or collect; for an instant. Raises SnapshotError."""
         return leases.exclusively(self.root / LOCK)
+
+    def refusal_path(self, snapshot_id: str) -> Path:
+        """The file that says why this snapshot was last refused, where it was."""
+        return self.root / "refusals" / self.folder(snapshot_id).name
 
     def publish(self, snapshot_id: str) -> None:
         """Verify every file of the snapshot, then move the pointer to it. Raises SnapshotError, pointer unmoved."""
@@ -102,26 +112,29 @@ class SnapshotStore:
         """
         with self.locked():
             if expected is not None and not self.is_published(expected):
-                raise SnapshotError(
+                raise SnapshotConflict(
                     f"meanwhile {self.current_id()} was published in place of {expected}, which {snapshot_id} "
                     "was compared with; try again"
                 )
             self.manifest(snapshot_id)  # it may have been collected since
             self._move(snapshot_id, by, forced)
 
-    def rollback(self) -> tuple[str, str]:
+    def rollback(self, expected: str | None = None) -> tuple[str, str]:
         """Put the pointer back on the snapshot that was published before. Returns (from, to).
 
-        Its files are looked at, not read, so that it takes an instant. Raises SnapshotError, pointer unmoved.
+        Its files are looked at, not read, so that it takes an instant. expected: the one to go back from, so that
+        nobody who asks twice goes back twice; None = whichever. Raises SnapshotError, pointer unmoved.
         """
         with self.locked():
             current, before = self.current_id(), self.previous()
+            if expected is not None and current != expected:
+                raise SnapshotConflict(f"{current} is published, not {expected}, so nothing was rolled back")
             if before is None:
-                raise SnapshotError(f"nothing was published before {current}, so there is nothing to go back to")
+                raise SnapshotConflict(f"nothing was published before {current}, so there is nothing to go back to")
             try:
                 check_sizes(self.folder(before), self.manifest(before))
             except SnapshotError as error:
-                raise SnapshotError(f"{before} was published before {current}, but {error}") from error
+                raise SnapshotDamaged(f"{before} was published before {current}, but {error}") from error
             self._move(before, "rollback")
         return current, before
 
@@ -135,6 +148,22 @@ class SnapshotStore:
             write_atomically(self.root / POINTER, snapshot_id.encode())
         except OSError as error:
             raise SnapshotError(f"{snapshot_id} was not published, {self.root} cannot be written: {error}") from error
+        with contextlib.suppress(OSError):  # it is published all the same
+            self.refusal_path(snapshot_id).unlink(missing_ok=True)
+
+    def refuse(self, snapshot_id: str, reasons: Sequence[str]) -> None:
+        """Write down why the snapshot was refused. Raises nothing: what refuses it is what must be told."""
+        path = self.refusal_path(snapshot_id)
+        try:
+            with self.locked():
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, Refusal(at=_now(), reasons=tuple(reasons)).model_dump_json().encode())
+        except (SnapshotError, OSError) as error:
+            log.warning("that %s was refused cannot be written down: %s", snapshot_id, error)
+
+    def refusal(self, snapshot_id: str) -> Refusal | None:
+        """Why the snapshot was last refused; None = it was not, or was published since."""
+        return refusals.read(self.refusal_path(snapshot_id))
 
     def history(self) -> list[Move]:
         """Every move of the pointer, oldest first; the last one put it where it is."""
@@ -167,8 +196,15 @@ class SnapshotStore:
         return self.current_id() if snapshot_id == "current" else snapshot_id
 
     def manifest(self, snapshot_id: str) -> Manifest:
-        """The manifest of a finished snapshot. Raises SnapshotError."""
-        return read_manifest(self.folder(snapshot_id))
+        """The manifest of a finished snapshot. Raises UnknownSnapshot, SnapshotDamaged, SnapshotTooNew."""
+        return read_manifest(self.existing(snapshot_id))
+
+    def existing(self, snapshot_id: str) -> Path:
+        """The folder of a snapshot that is there, finished or not. Raises UnknownSnapshot."""
+        folder = self.folder(snapshot_id)
+        if not folder.is_dir():
+            raise UnknownSnapshot(f"there is no snapshot {snapshot_id} under {self.root}; see `raysys snapshots list`")
+        return folder
 
     def list(self) -> list[str]:
         """Ids of all finished snapshots, oldest first."""

@@ -97,12 +97,13 @@ def activate(
     """Verify every file of the snapshot, compare it with the published one, and move the pointer to it.
 
     impressions, state: the folder and the store that people who ask, ``n_asked``, come from (``replay.some_people``).
-    Raises SnapshotError for one that is not whole, whatever ``force``; SnapshotRefused, with the reasons, for one that
-    is too much unlike the published one, unless ``force``. Either way the pointer is unmoved.
+    Raises UnknownSnapshot; SnapshotDamaged for one that is not whole, whatever ``force``; SnapshotRefused, with the
+    reasons, for one that is too much unlike the published one, unless ``force``. Either way the pointer is unmoved, and
+    the reasons are written down (``SnapshotStore.refusal``).
     """
     store.manifest(snapshot_id)  # of one that is not there no lease is left
     with store.lease(snapshot_id):
-        manifest = store.verify(snapshot_id)
+        manifest = _whole(store, snapshot_id)
         before = store.current_id() if (store.root / POINTER).exists() else None
         if before in (None, snapshot_id):
             store.move(snapshot_id, "activate")
@@ -110,13 +111,22 @@ def activate(
         comparison = _compared(store, str(before), manifest, impressions, state, n_asked)
         reasons = () if comparison is None else tuple(comparison.reasons())
         if reasons and not force:
+            store.refuse(snapshot_id, reasons)
             raise SnapshotRefused(
                 f"{snapshot_id} is refused, {before} stays published: {'; '.join(reasons)}. "
-                "--force activates it all the same",
+                "`force` (--force) activates it all the same",
                 reasons,
             )
         store.move(snapshot_id, "activate", reasons, before)
     return Activation(snapshot_id, before, comparison, reasons)
+
+
+def _whole(store: SnapshotStore, snapshot_id: str) -> Manifest:
+    try:
+        return store.verify(snapshot_id)
+    except SnapshotError as error:
+        store.refuse(snapshot_id, [str(error)])
+        raise
 
 
 def _compared(

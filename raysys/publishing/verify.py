@@ -18,6 +18,7 @@ from raysys.errors import RaysysError, SnapshotError, SnapshotMismatch
 from raysys.index.catalogue import Catalogue
 from raysys.index.manifest import FORMAT_VERSION, MANIFEST, Manifest, file_problems, read_manifest, writers
 from raysys.index.shard_files import ShardFiles
+from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import VectorIndex
 from raysys.keys import item_key, text_key
 from raysys.ranking.learned import open_ranker
@@ -40,6 +41,16 @@ class Check:
     what: str
     found: str
     file: str = ""
+
+
+def look_through(store: SnapshotStore, snapshot_id: str, with_encoder: bool = True) -> Iterator[Check]:
+    """All checks of this snapshot, which nobody collects meanwhile. ``current`` = the published one.
+
+    Raises UnknownSnapshot, and SnapshotError where nothing is published or no lease can be had.
+    """
+    folder = store.existing(store.resolve(snapshot_id))
+    with store.lease(folder.name):
+        yield from checks(folder, with_encoder)
 
 
 def checks(folder: Path, with_encoder: bool = True) -> Iterator[Check]:

@@ -21,8 +21,20 @@ from raysys.serving.items import Items
 from raysys.serving.people import People
 from raysys.serving.problems import install
 from raysys.serving.service import Service
+from raysys.serving.snapshots import Snapshots
 
 LISTS = frozenset({"/v1/recommendations", "/v1/similar", "/v1/search", "/v1/rank"})
+PROBLEMS: dict[int | str, str] = {
+    400: "Not JSON",
+    401: "No key, or none that is known",
+    403: "The key lacks the scope",
+    404: "Unknown item, unknown snapshot",
+    409: "Contradicts what was settled before, or the snapshot was refused",
+    413: "Body too large",
+    422: "A value is wrong",
+    429: "Too many requests, of all or of this key",
+    503: "Try again",
+}
 REF = "#/components/schemas/{model}"
 
 
@@ -40,6 +52,7 @@ class Routes:
     items: Items
     events: Events
     people: People
+    snapshots: Snapshots
     metrics: Metrics
     admission: Admission
     guard: Guard
@@ -58,6 +71,7 @@ def create_app(routes: Routes, health: Health, tracing: Around | None = None) ->
     _add_lists(app, routes.lists)
     _add_writes(app, routes.items, routes.events)
     _add_people(app, routes.people)
+    _add_snapshots(app, routes.snapshots)
     _add_operations(app, routes.metrics, health, routes.guard)
     _describe(app)
     paths = frozenset(route.path for route in app.routes if hasattr(route, "path"))
@@ -97,6 +111,24 @@ def _add_people(app: FastAPI, people: People) -> None:
     _route(app, "/v1/users:delete", one, schemas.ErasureAnswer, people.delete, "Remove a person wholly")
 
 
+def _add_snapshots(app: FastAPI, snapshots: Snapshots) -> None:
+    path, name = "/v1/admin/snapshots", "Which snapshots there are"
+
+    async def listed() -> Response:
+        return _json(await snapshots.list())
+
+    responses = _responses(schemas.SnapshotsAnswer)
+    app.add_api_route(path, listed, summary=name, operation_id=_operation_id(path), responses=responses)
+    verify, activate = schemas.SnapshotVerifyBody, schemas.SnapshotActivateBody
+    rollback, gc = schemas.SnapshotRollbackBody, schemas.SnapshotGcBody
+    _route(app, f"{path}:verify", verify, schemas.SnapshotVerifyAnswer, snapshots.verify, "Look through a snapshot")
+    _route(app, f"{path}:activate", activate, schemas.SnapshotActivateAnswer, snapshots.activate, "Publish a snapshot")
+    _route(
+        app, f"{path}:rollback", rollback, schemas.SnapshotRollbackAnswer, snapshots.rollback, "Back to the last one"
+    )
+    _route(app, f"{path}:gc", gc, schemas.SnapshotGcAnswer, snapshots.collect, "Remove old snapshots")
+
+
 def _route(
     app: FastAPI,
     path: str,
@@ -108,35 +140,31 @@ def _route(
     """One POST route. The body is checked straight from its bytes: once, strictly, and faster than via json.loads."""
 
     async def endpoint(request: Request) -> Response:
-        return _json(await verb(body.model_validate_json(await request.body())))
+        asked = request.scope["raysys.asked"] = body.model_validate_json(await request.body())
+        return _json(await verb(asked))
 
     content = {"application/json": {"schema": {"$ref": REF.format(model=body.__name__)}}}
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {
-            "description": text,
-            "content": {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}},
-        }
-        for status, text in {
-            400: "Not JSON",
-            401: "No key, or none that is known",
-            403: "The key lacks the scope",
-            404: "Unknown item",
-            409: "Contradicts what was settled before",
-            413: "Body too large",
-            422: "A value is wrong",
-            429: "Too many requests",
-            503: "Try again",
-        }.items()
-    }
     app.add_api_route(
         path,
         endpoint,
         methods=["POST"],
         summary=summary,
-        operation_id=path.removeprefix("/v1/").replace(":", "_"),
-        responses={200: {"model": answer}, **problems},
+        operation_id=_operation_id(path),
+        responses=_responses(answer),
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
+
+
+def _operation_id(path: str) -> str:
+    return path.removeprefix("/v1/").replace(":", "_").replace("/", "_")
+
+
+def _responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The answer, and what every route may say instead."""
+    schema = {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}}
+    return {200: {"model": answer}} | {
+        status: {"description": text, "content": schema} for status, text in PROBLEMS.items()
+    }
 
 
 def _add_operations(app: FastAPI, metrics: Metrics, health: Health, guard: Guard) -> None:
@@ -171,6 +199,10 @@ def _describe(app: FastAPI) -> None:
         schemas.UserBody,
         schemas.UserEditBody,
         schemas.UserMergeBody,
+        schemas.SnapshotVerifyBody,
+        schemas.SnapshotActivateBody,
+        schemas.SnapshotRollbackBody,
+        schemas.SnapshotGcBody,
         schemas.Problem,
     )
     document = app.openapi

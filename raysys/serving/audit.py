@@ -1,4 +1,7 @@
-"""The audit log: who took out what, and who asked for everything of a person. JSON, one line an act, never a key."""
+"""The audit log: who took out what, who asked for everything of a person, and who changed what is published.
+
+JSON, one line an act, never a key.
+"""
 
 import logging
 import sys
@@ -6,12 +9,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import orjson
+from pydantic import BaseModel
 from starlette.types import Scope as Connection
 
 from raysys.access import Key
 
-# What cannot be undone, and what gives a whole person away.
-AUDITED = frozenset({"/v1/items:delete", "/v1/users:edit", "/v1/users:export", "/v1/users:delete"})
+SNAPSHOTS = frozenset(f"/v1/admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "gc"))
+# What cannot be undone, what gives a whole person away, and what concerns everybody.
+AUDITED = SNAPSHOTS | {"/v1/items:delete", "/v1/users:edit", "/v1/users:export", "/v1/users:delete"}
 
 log = logging.getLogger("raysys.audit")
 
@@ -29,8 +34,12 @@ def open_log() -> None:
 
 
 def record(request: Connection, status: int) -> None:
-    """One line for a request to a route of ``AUDITED``, also for one that was refused."""
+    """One line for a request to a route of ``AUDITED``, also for one that was refused.
+
+    Of snapshots also what was asked; not of people, as an erased person would live on here.
+    """
     key: Key | None = request.get("raysys.key")
+    asked: BaseModel | None = request.get("raysys.asked") if request["path"] in SNAPSHOTS else None
     _write(
         logging.INFO,
         act=request["path"],
@@ -38,6 +47,7 @@ def record(request: Connection, status: int) -> None:
         key=None if key is None else key.name,
         key_id=None if key is None else key.id,
         request_id=request["raysys.request_id"],
+        **({} if asked is None else {"asked": asked.model_dump()}),
     )
 
 

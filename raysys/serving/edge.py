@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.errors import Overloaded, RaysysError
+from raysys.errors import Overloaded, RateLimited, RaysysError
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
 from raysys.serving.guard import Guard
-from raysys.serving.problems import BodyTooLarge, on_http_error, on_raysys_error
+from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -61,6 +61,9 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.rate_limited = Counter(
+            "raysys_rate_limited", "Requests beyond the limit of their key", ["key"], registry=self.registry
+        )
         self.events = Counter("raysys_events", "Events by outcome", ["outcome"], registry=self.registry)
 
     def freshness(self, what: str, seconds: float) -> None:
@@ -99,12 +102,16 @@ class Edge:
             nonlocal status, finished
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *echoed]
+                more = scope.get("raysys.rate_limit", ())
+                message["headers"] = [*message.get("headers", []), *echoed, *more]
             await send(message)
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._answer(scope, _bounded(receive), send_echoing)
+        except asyncio.CancelledError:
+            status = status if finished else CLIENT_CLOSED_REQUEST
+            raise
         except Exception:
             # Starlette raises again what it has logged and answered already (``problems.on_anything``).
             if not finished:
@@ -121,7 +128,9 @@ class Edge:
             if is_admitted:
                 self._admission.enter()
         except RaysysError as error:
-            if isinstance(error, Overloaded):
+            if isinstance(error, RateLimited):
+                self._metrics.rate_limited.labels(scope["raysys.key"].name).inc()
+            if isinstance(error, Overloaded | RateLimited):
                 await asyncio.sleep(self._admission.hold_s())
             await on_raysys_error(Request(scope), error)(scope, receive, send)
             return

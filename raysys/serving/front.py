@@ -12,6 +12,7 @@ from raysys.clock import Clock, SystemClock
 from raysys.config import ImpressionSettings, ServeSettings, TracingSettings
 from raysys.errors import ConfigError, Unavailable
 from raysys.index.catalogue import Catalogue
+from raysys.index.store import SnapshotStore
 from raysys.profile.reader import Profiles
 from raysys.ranking.explore import TimesShown
 from raysys.recommender import Encode, Ranker, Recall, Recommender
@@ -29,6 +30,7 @@ from raysys.serving.items import Items
 from raysys.serving.people import People
 from raysys.serving.probe import Probe
 from raysys.serving.service import Service
+from raysys.serving.snapshots import Snapshots
 from raysys.state.open import open_state
 
 if TYPE_CHECKING:  # OpenTelemetry is an option
@@ -48,7 +50,7 @@ class Front:
         self._clock = SystemClock() if clock is None else clock
         self._tracing = _open_tracing(settings.tracing, self._clock)
         audit.open_log()
-        self._guard = Guard(settings.api_keys, self._clock)
+        self._guard = Guard(settings.api_keys, self._clock, settings.rate_limit)
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
@@ -68,6 +70,7 @@ class Front:
             Items(self.in_use, self.state, self._clock),
             Events(self.in_use, self.state, settings.profile, self._metrics, self._clock),
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
+            Snapshots(SnapshotStore(settings.index_root), settings.impressions.folder, settings.state, self._clock),
             self._metrics,
             Admission(settings.deadline_s, self._clock),
             self._guard,

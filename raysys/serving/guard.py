@@ -1,14 +1,16 @@
-"""Who may call which route: asked at the edge, before the body is read and before anybody takes a place."""
+"""Who may call which route, and how often: asked at the edge, before the body is read or anybody takes a place."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from starlette.exceptions import HTTPException
 from starlette.types import Scope as Connection
 
 from raysys.access import KEY, Key, KeyFile, Scope, Stamp
 from raysys.clock import Clock
-from raysys.errors import ConfigError, Forbidden, Unauthenticated
+from raysys.config import RateLimit
+from raysys.errors import ConfigError, Forbidden, RateLimited, Unauthenticated
 from raysys.serving.audit import record_keys, record_refusal
+from raysys.serving.bucket import Bucket
 
 CHECK_EVERY_S = 1.0
 
@@ -36,6 +38,11 @@ NEEDED: dict[str, frozenset[Scope]] = {
     "/v1/users:merge": WRITE,
     "/v1/users:export": ADMIN,
     "/v1/users:delete": ADMIN,
+    "/v1/admin/snapshots": ADMIN,
+    "/v1/admin/snapshots:verify": ADMIN,
+    "/v1/admin/snapshots:activate": ADMIN,
+    "/v1/admin/snapshots:rollback": ADMIN,
+    "/v1/admin/snapshots:gc": ADMIN,
     "/metrics": OPERATORS,
 }
 DETAILS = {"/readyz": OPERATORS}  # anybody may ask; the details are for these
@@ -47,10 +54,15 @@ _BEARER = b"bearer "
 class Guard:
     """For one event loop. The file is read again when it changed; until a new one can be read the old keys count."""
 
-    def __init__(self, path: str | None, clock: Clock) -> None:
-        """path: of the keys; None = everybody may do everything. Raises ConfigError for a file that cannot be used."""
+    def __init__(self, path: str | None, clock: Clock, rate_limit: RateLimit | None = None) -> None:
+        """path: of the keys; None = everybody may do everything. Raises ConfigError for a file that cannot be used.
+
+        rate_limit: of each key that has none of its own.
+        """
         self._file, self._clock = None if path is None else KeyFile(path), clock
+        self._rate_limit = rate_limit
         self._keys: dict[bytes, Key] = {}
+        self._buckets: dict[str, Bucket] = {}  # by the id of the key; of those that have a limit
         self._stamp: Stamp | None = None
         self._check_at_s = clock.monotonic_s() + CHECK_EVERY_S
         self._problem: str | None = None
@@ -58,7 +70,10 @@ class Guard:
             self._read(self._file)
 
     def check(self, request: Connection) -> None:
-        """Note whose key it is as ``raysys.key``. Raises Unauthenticated, Forbidden, and HTTPException for no route."""
+        """Note whose key it is as ``raysys.key``, and headers about its limit as ``raysys.rate_limit``.
+
+        Raises Unauthenticated, RateLimited, Forbidden, and HTTPException for no route.
+        """
         path = request["path"]
         if self._file is None or path in OPEN:
             return
@@ -71,6 +86,7 @@ class Guard:
             raise
         if path in DETAILS:
             return
+        self._spend(request, key)
         needed = NEEDED.get(path)
         if needed is None:  # not left to the router, which might find more in a path than is seen here
             raise HTTPException(404)
@@ -100,6 +116,16 @@ class Guard:
             raise Unauthenticated(f"this key expired at {key.expires_at}; a new one is needed", True)
         return key
 
+    def _spend(self, request: Connection, key: Key) -> None:
+        """Whatever is asked counts, also what the key may not do. Raises RateLimited."""
+        bucket = self._buckets.get(key.id)
+        if bucket is None:
+            return
+        may_pass = bucket.take(self._clock.monotonic_s())
+        request["raysys.rate_limit"] = bucket.headers()
+        if not may_pass:
+            raise RateLimited(f"the key {key.name!r} may send {bucket.limit}; wait a little", bucket.wait_s())
+
     def _follow(self, file: KeyFile) -> None:
         """Read the file again where it changed, looking at most once a second."""
         now_s = self._clock.monotonic_s()
@@ -121,7 +147,19 @@ class Guard:
         stamp = file.stamp()  # before its content: what is written in between is seen at the next look
         self._keys = {key.id.encode(): key for key in file.read()}
         self._stamp = stamp
+        self._buckets = dict(self._buckets_of(self._keys.values()))
         record_keys(list(self._keys.values()))
+
+    def _buckets_of(self, keys: Iterable[Key]) -> Iterator[tuple[str, Bucket]]:
+        """As full as they are, where the limit is as it was: a change of one key must not fill those of others."""
+        now_s = self._clock.monotonic_s()
+        for key in keys:
+            limit, known = self._limit_of(key), self._buckets.get(key.id)
+            if limit is not None:
+                yield key.id, known if known is not None and known.limit == limit else Bucket(limit, now_s)
+
+    def _limit_of(self, key: Key) -> RateLimit | None:
+        return self._rate_limit if key.rate_limit is None else key.rate_limit
 
 
 def _given(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

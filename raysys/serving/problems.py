@@ -16,11 +16,17 @@ from raysys.errors import (
     Forbidden,
     InvalidInput,
     Overloaded,
+    RateLimited,
     RaysysError,
+    SnapshotConflict,
+    SnapshotDamaged,
     SnapshotError,
+    SnapshotRefused,
+    SnapshotTooNew,
     Unauthenticated,
     Unavailable,
     UnknownItem,
+    UnknownSnapshot,
 )
 from raysys.index.filters import error_path
 from raysys.serving.schemas import EventsBody, FieldError, ItemsBody, Problem, UsersBody
@@ -32,8 +38,14 @@ STATUS: list[tuple[type[Exception], int, str]] = [
     (UnknownItem, 404, "unknown_item"),
     (Conflict, 409, "conflict"),
     (InvalidInput, 422, "invalid_input"),
+    (RateLimited, 429, "rate_limited"),
     (Overloaded, 429, "overloaded"),
     (Unavailable, 503, "unavailable"),
+    (UnknownSnapshot, 404, "unknown_snapshot"),
+    (SnapshotRefused, 409, "snapshot_refused"),
+    (SnapshotDamaged, 409, "snapshot_damaged"),
+    (SnapshotTooNew, 409, "snapshot_too_new"),
+    (SnapshotConflict, 409, "snapshot_conflict"),
     (SnapshotError, 503, "no_snapshot"),
 ]
 
@@ -93,15 +105,20 @@ def on_raysys_error(request: Request, error: Exception) -> Response:
     status, code = next(((s, c) for kind, s, c in STATUS if isinstance(error, kind)), (500, "internal"))
     if status == 500:
         return on_anything(request, error)
-    errors = (
-        [FieldError(field=error.field, code=code, message=error.message)] if isinstance(error, InvalidInput) else []
-    )
-    return problem(request, status, code, str(error), errors, _headers(error))
+    return problem(request, status, code, str(error), _field_errors(error, code), _headers(error))
+
+
+def _field_errors(error: Exception, code: str) -> list[FieldError]:
+    if isinstance(error, InvalidInput):
+        return [FieldError(field=error.field, code=code, message=error.message)]
+    if isinstance(error, SnapshotRefused):
+        return [FieldError(field="snapshot_id", code=code, message=reason) for reason in error.reasons]
+    return []
 
 
 def _headers(error: Exception) -> dict[str, str]:
     """When to come back, or what to show: RFC 6750, section 3."""
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | RateLimited):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": 'Bearer realm="raysys"' + (', error="invalid_token"' if error.was_given else "")}

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from raysys.config import IndexSettings
 from raysys.index.filters import Filter
 
 MAX_LIMIT = 500
@@ -48,6 +49,7 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FieldName = Annotated[str, Field(min_length=1, max_length=256)]
 Language = Annotated[str, Field(min_length=1, max_length=35)]
+SnapshotId = Annotated[str, Field(pattern="^[0-9A-Za-z-]{1,64}$")]
 Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
 
 
@@ -242,6 +244,43 @@ class UserMergeBody(Body):
 
     session_id: Id
     user_id: Id
+
+
+class SnapshotVerifyBody(Body):
+    """A snapshot to look through: files, shards, index."""
+
+    snapshot_id: SnapshotId = Field(default="current", description="`current` = the published one.")
+    encoder: bool = Field(
+        default=False, description="Also encode some texts again, for which this gateway loads the model."
+    )
+
+
+class SnapshotActivateBody(Body):
+    """A snapshot to publish."""
+
+    snapshot_id: SnapshotId
+    force: bool = Field(default=False, description="Also where it is unlike the published one; never a damaged one.")
+
+
+class SnapshotRollbackBody(Body):
+    """Back to what was published before."""
+
+    published: SnapshotId | None = Field(
+        default=None,
+        description="The one to go back from, 409 if it is not the published one: who sends this twice then goes back "
+        "once. null = whichever is published.",
+    )
+
+
+class SnapshotGcBody(Body):
+    """What to remove."""
+
+    keep: Annotated[int, Field(ge=1)] = Field(
+        default=IndexSettings.model_fields["keep"].default,
+        description="So many complete snapshots stay, the newest.",
+    )
+    dry_run: bool = Field(default=False, description="Only say what would go.")
+    embeddings: bool = Field(default=False, description="Also vectors that no snapshot needs.")
 
 
 class MoveAnswer(BaseModel):
@@ -461,6 +500,122 @@ class ExportAnswer(UserAnswer):
     sessions: list[str]
     events: list[dict[str, Any]]
     impressions: list[dict[str, Any]]
+
+
+class SnapshotAnswer(BaseModel):
+    """One snapshot."""
+
+    snapshot_id: str
+    state: Literal["complete", "damaged", "unfinished", "too new", "being built"]
+    problem: str = Field(description="What is wrong with it; empty = nothing that shows without reading its files.")
+    age_s: float
+    items: int | None
+    shards: int | None
+    encoder: str | None
+    index: list[str] = Field(description="Kinds over all shards.")
+    size_bytes: int
+    is_current: bool
+    is_before: bool = Field(description="A rollback goes back to it.")
+    is_held: bool = Field(description="Some process writes, serves or verifies it now.")
+    refused_at: str | None = Field(description="When it was last refused; null = never, or it was published since.")
+    refused: list[str] = Field(description="The reasons for that.")
+
+
+class LeftoverAnswer(BaseModel):
+    """What builds and collections have left. ``path``: relative to the root."""
+
+    path: str
+    size_bytes: int
+    is_held: bool
+
+
+class PointerMoveAnswer(BaseModel):
+    """One move of the pointer. ``forced``: the reasons that were set aside."""
+
+    at: str
+    snapshot_id: str
+    by: Literal["build", "activate", "rollback", "another way"]
+    forced: list[str]
+
+
+class SnapshotsAnswer(BaseModel):
+    """All snapshots, oldest first."""
+
+    root: str
+    current: str | None
+    snapshots: list[SnapshotAnswer]
+    leftovers: list[LeftoverAnswer]
+    embeddings_bytes: int
+    history: list[PointerMoveAnswer]
+
+
+class CheckAnswer(BaseModel):
+    """One thing that was looked at. ``file``: which one is wrong; empty = none, or all of it."""
+
+    level: Literal["ok", "note", "fail"]
+    what: str
+    found: str
+    file: str
+
+
+class SnapshotVerifyAnswer(BaseModel):
+    """``ok``: no check failed."""
+
+    snapshot_id: str
+    ok: bool
+    checks: list[CheckAnswer]
+
+
+class AgreementAnswer(BaseModel):
+    """How both answered the same people."""
+
+    n_asked: int
+    n_people: int = Field(description="Of whom something is known.")
+    overlap: float = Field(description="Mean share of the first items that both show.")
+    empty: float = Field(description="Share of the people who get something of the old one alone.")
+    old_ms: float = Field(description="Median, in this process, beside whatever else it did.")
+    new_ms: float
+
+
+class ComparisonAnswer(BaseModel):
+    """A snapshot beside the one that was published. ``answers``: null where ``note`` says why there are none."""
+
+    items_before: int
+    items: int
+    answers: AgreementAnswer | None
+    note: str
+
+
+class SnapshotActivateAnswer(BaseModel):
+    """The pointer was moved; servers take the snapshot up within seconds, ``/readyz`` says when."""
+
+    snapshot_id: str
+    before: str | None
+    comparison: ComparisonAnswer | None = Field(description="null where there was nothing to compare with.")
+    forced: list[str] = Field(description="The reasons that were set aside.")
+
+
+class SnapshotRollbackAnswer(BaseModel):
+    """What is published now, and what was."""
+
+    snapshot_id: str
+    before: str
+
+
+class RemovalAnswer(BaseModel):
+    """Something that goes. ``path``: relative to the root."""
+
+    path: str
+    size_bytes: int
+    why: str
+
+
+class SnapshotGcAnswer(BaseModel):
+    """What was removed, or would be."""
+
+    removed: list[RemovalAnswer]
+    freed_bytes: int
+    dry_run: bool
 
 
 class FieldError(BaseModel):

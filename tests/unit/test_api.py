@@ -23,6 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NOW_MS = round(NOW_S * 1_000)
 ITEMS = ("/v1/items", "/v1/items:patch", "/v1/items:get", "/v1/items:delete", "/v1/items:hide", "/v1/items:unhide")
 USERS = tuple(f"/v1/users{verb}" for verb in ("", ":get", ":edit", ":merge", ":delete", ":export"))
+SNAPSHOTS = tuple(f"/v1/admin/snapshots{verb}" for verb in ("", ":verify", ":activate", ":rollback", ":gc"))
 POSTS = ("/v1/recommendations", "/v1/similar", "/v1/search", "/v1/rank", "/v1/events", *ITEMS, *USERS)
 MINIMAL: dict[str, dict[str, Any]] = {
     "/v1/recommendations": {},
@@ -611,7 +612,7 @@ async def test_metrics_parse_and_count(client: httpx.AsyncClient) -> None:
 
 async def test_the_openapi_document_names_every_route_and_resolves(reader: httpx.AsyncClient) -> None:
     document = (await reader.get("/openapi.json")).json()
-    assert set(document["paths"]) == {*POSTS, "/livez", "/readyz", "/metrics"}
+    assert set(document["paths"]) == {*POSTS, *SNAPSHOTS, "/livez", "/readyz", "/metrics"}
     text = json.dumps(document)
     schemas = document["components"]["schemas"]
     named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}

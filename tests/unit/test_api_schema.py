@@ -14,16 +14,24 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from snapshot_shelf import A, copy_of
 from support import Shop, server_of
 
+from raysys.index.store import SnapshotStore
+
 ITEMS = ("items", "items:patch", "items:get", "items:delete", "items:hide", "items:unhide")
-PATHS = [f"/v1/{name}" for name in ("recommendations", "similar", "search", "rank", "events", *ITEMS)]
+SNAPSHOTS = tuple(f"admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "gc"))
+PATHS = [f"/v1/{name}" for name in ("recommendations", "similar", "search", "rank", "events", *ITEMS, *SNAPSHOTS)]
 CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance)
 
 
 @pytest.fixture(scope="module")
 def api(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with server_of(shop.store(2), tmp_path_factory.mktemp("schema") / "state.sqlite3") as url:
+    folder = tmp_path_factory.mktemp("schema")
+    store = SnapshotStore(folder / "index")
+    copy_of(shop.snapshot(2), store, A)
+    store.publish(A)
+    with server_of(store, folder / "state.sqlite3") as url:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

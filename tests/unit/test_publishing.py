@@ -239,6 +239,14 @@ def test_activate_moves_the_pointer_and_says_what_was(store: SnapshotStore) -> N
     assert store.rollback() == (B, A)
 
 
+def test_a_refusal_that_cannot_be_written_hides_nothing(shop: Shop, store: SnapshotStore) -> None:
+    copy_of(shop.snapshot(1), store, C)
+    (store.root / "refusals").touch()  # no folder
+    with pytest.raises(SnapshotRefused, match="2 -> 1 shards"):
+        activate(store, C, n_asked=2)
+    assert store.refusal(C) is None
+
+
 def test_the_first_snapshot_has_nothing_to_be_compared_with(store: SnapshotStore) -> None:
     (store.root / POINTER).unlink()
     assert activate(store, B).before is None
@@ -250,10 +258,12 @@ def test_a_damaged_snapshot_is_refused_whatever_is_forced_and_nothing_changes(st
     before = content_of(store)
     with pytest.raises(SnapshotError, match=r"vectors\.npy is damaged: its SHA-256"):
         activate(store, B, force=True)
-    with pytest.raises(SnapshotError, match="not a finished snapshot"):
+    with pytest.raises(SnapshotError, match=f"there is no snapshot {C}"):
         activate(store, C, force=True)
     assert content_of(store) == before
     assert not store.lease_path(C).exists()
+    assert store.refusal(C) is None
+    assert "its SHA-256" in str(store.refusal(B))
 
 
 def content_of(store: SnapshotStore) -> dict[str, bytes]:
@@ -267,7 +277,11 @@ def test_too_unlike_is_refused_with_the_figures_unless_forced(shop: Shop, store:
     with pytest.raises(SnapshotRefused, match=f"{C} is refused, {A} stays published: 2 -> 1 shards.*--force"):
         activate(store, C, n_asked=20)
     assert content_of(store) == before
+    refusal = store.refusal(C)
+    assert refusal is not None
+    assert refusal.reasons[0].startswith("2 -> 1 shards")
     done = activate(store, C, force=True, n_asked=20)
+    assert store.refusal(C) is None
     assert store.current_id() == C
     assert store.history()[-1].forced == done.forced
     assert done.forced[0].startswith("2 -> 1 shards")

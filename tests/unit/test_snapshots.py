@@ -419,6 +419,20 @@ def test_killed_at_any_step_of_a_rollback_it_is_the_old_or_the_new(fresh) -> Non
     assert seen == {(C, B), (B, A)}
 
 
+def test_killed_at_any_step_of_a_refusal_nothing_is_published_and_it_is_said_whole_or_not_at_all(fresh) -> None:
+    seen = set()
+
+    def check(store: SnapshotStore) -> None:
+        assert store.current_id() == C
+        refusal = store.refusal(A)
+        seen.add(None if refusal is None else refusal.reasons)
+        collect(store, keep=None)  # what was half written goes
+        assert {path.name for path in (store.root / "refusals").glob("*")} <= {A}
+
+    assert killed_everywhere(fresh, lambda store: store.refuse(A, ["too few"]), check) > 3
+    assert seen == {None, ("too few",)}
+
+
 def test_killed_at_any_step_of_a_collection_every_snapshot_is_whole_or_gone(fresh) -> None:
     counts = set()
 
