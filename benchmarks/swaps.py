@@ -1,0 +1,327 @@
+"""A hundred new snapshots and rollbacks while people ask: does anybody notice?
+
+    python benchmarks/swaps.py [--swaps 100] [--per-s 50] [--topology tiered] [--json FILE] [--quick]
+
+Two snapshots of one catalogue whose lists differ are built, and while nobody else asks it is written down what each
+answers to the same questions: recommendations for known users, searches by text, similar items. Then these questions
+come at a fixed pace (open loop; a latency counts from when its request was due), with a tenth of batches of events
+between them, while the pointer moves to the one snapshot and back. Every answer must name a snapshot and be what that
+one said: another list under its name is a mixed one. Calm stretches before and after are what latencies are compared
+with. The load shares the machine with what it loads.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+from figures import busy_share, machine, warn_if_busy
+from http_load import Connection, on_the_wire, percentile
+from processes import end_on_sigterm
+from rich.console import Console
+from rich.table import Table
+from serving import TIERS, wait_until
+from texts import QUERY_WORDS, texts, vocabulary
+from worlds import Prepared, films, prepare, synthetic
+
+from raysys.config import BuildSettings
+from raysys.errors import RaysysError
+from raysys.index.store import SnapshotStore
+from raysys.serving.deploy import replica_pids
+from raysys.serving.local_head import free_ports
+from raysys.serving.session import local_service
+from raysys.training.local import build_here
+
+CONNECTIONS, N_QUESTIONS = 64, 80
+CALM_S, RAMP_S, PAUSE_S = 30.0, 3.0, 0.2
+FLIP_DEADLINE_S = 60.0
+EVENTS_SHARE = 0.1
+HALF_LIFE_DAYS = 30  # of the other snapshot's popularity: its lists differ
+
+console = Console(width=120, highlight=False)
+
+Lists = dict[str, list[str]]  # snapshot id -> the item ids of its answer
+
+
+@dataclass(eq=False)
+class Question:
+    """A request as bytes, and what each snapshot answers to it; nothing for events, which are only taken."""
+
+    wire: bytes
+    wanted: Lists = field(default_factory=dict)
+
+
+@dataclass
+class Stretch:
+    """What came of the requests of some time."""
+
+    latencies_ms: list[float] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    mixed: int = 0
+
+    def add(self, due_s: float, complaint: str | None) -> None:
+        if complaint is None:
+            self.latencies_ms.append((time.perf_counter() - due_s) * 1e3)
+        elif complaint == "mixed":
+            self.mixed += 1
+        else:
+            self.failed[complaint] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        ordered = sorted(self.latencies_ms)
+        p50_ms, p99_ms, max_ms = (percentile(ordered, share) for share in (0.5, 0.99, 1.0))
+        figures = {"answers": len(ordered), "failed": dict(self.failed), "mixed": self.mixed}
+        return figures | {"p50_ms": p50_ms, "p99_ms": p99_ms, "max_ms": max_ms}
+
+
+class Traffic:
+    """The load: goes on until it is stopped, and puts what comes of it into ``stretch``."""
+
+    def __init__(self, port: int, per_s: float, questions: Sequence[Question], events: Iterator[bytes]) -> None:
+        self._port, self._per_s, self._questions, self._events = port, per_s, questions, events
+        self.stretch = Stretch()
+        self.serving: str | None = None  # the snapshot that was named last
+
+    async def run(self) -> None:
+        loop, chance = asyncio.get_running_loop(), random.Random(7)
+        free: asyncio.Queue[Connection] = asyncio.Queue()
+        for _ in range(CONNECTIONS):
+            free.put_nowait((await loop.create_connection(Connection, "127.0.0.1", self._port))[1])
+        start_s = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for n in itertools.count():
+                due_s = start_s + n / self._per_s
+                await asyncio.sleep(max(due_s - time.perf_counter(), 0))
+                is_event = chance.random() < EVENTS_SHARE
+                question = Question(next(self._events)) if is_event else chance.choice(self._questions)
+                group.create_task(self._ask(question, due_s, await free.get(), free))
+
+    async def _ask(
+        self, question: Question, due_s: float, connection: Connection, free: asyncio.Queue[Connection]
+    ) -> None:
+        stretch = self.stretch
+        try:
+            status, body = await connection.ask(question.wire)
+            stretch.add(due_s, self._complaint(question, status, body))
+        except (OSError, ValueError) as error:
+            stretch.add(due_s, type(error).__name__)
+            connection.close()
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
+        free.put_nowait(connection)
+
+    def _complaint(self, question: Question, status: int, body: bytes) -> str | None:
+        if status != 200:
+            return f"status {status}"
+        answer = json.loads(body)
+        if "items" not in answer:
+            return None if not answer["rejected"] else "events rejected"
+        self.serving = answer["snapshot_id"]
+        if answer["degraded"]:
+            return f"degraded: {', '.join(answer['degraded'])}"
+        return None if ids(answer) == question.wanted.get(answer["snapshot_id"]) else "mixed"
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def questions_of(world: Prepared, n: int) -> list[tuple[str, dict[str, object]]]:
+    """The routes and bodies: half for known users, a quarter by text, a quarter similar items."""
+    users = random.Random(3).sample(world.users, min(n // 2, len(world.users)))
+    titles = json.loads((world.peer / "items.json").read_text(encoding="utf-8"))
+    asked: list[tuple[str, dict[str, object]]] = [("/v1/recommendations", {"user_id": user}) for user in users]
+    words = texts(vocabulary(), QUERY_WORDS, "swaps")
+    asked += [("/v1/search", {"query": next(words)}) for _ in range(n // 4)]
+    items = random.Random(4).sample(titles, min(n // 4, len(titles)))
+    return asked + [("/v1/similar", {"item_id": item["item_id"]}) for item in items]
+
+
+def made_up_events() -> Iterator[bytes]:
+    """Batches about an item that is not there: they are kept and change no list."""
+    for batch in itertools.count():
+        event = {"type": "view", "user_id": f"somebody-{batch % 50}", "item_id": "not-in-this-catalogue"}
+        events = [event | {"event_id": f"swaps-{time.time_ns()}-{batch}-{n}"} for n in range(5)]
+        yield on_the_wire("POST", "/v1/events", {"events": events})
+
+
+async def written_down(
+    port: int, asked: Sequence[tuple[str, dict[str, object]]], store: SnapshotStore, other: str
+) -> list[Question]:
+    """What each of the two snapshots answers, while nobody else asks. The first is published again afterwards.
+
+    Questions whose answer is not the same twice are left out.
+    """
+    questions = [Question(on_the_wire("POST", route, body | {"limit": 10})) for route, body in asked]
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    unsteady: set[Question] = set()
+    for move in (lambda: None, lambda: store.publish(other), store.rollback):
+        await asyncio.to_thread(move)
+        await _served(connection, questions[0], store.current_id())
+        for question in questions:
+            answer = json.loads((await connection.ask(question.wire))[1])
+            if question.wanted.setdefault(answer["snapshot_id"], ids(answer)) != ids(answer):
+                unsteady.add(question)
+    connection.close()
+    return [question for question in questions if question not in unsteady]
+
+
+async def _served(connection: Connection, question: Question, snapshot_id: str) -> None:
+    """Wait until an answer is of this snapshot. Raises TimeoutError."""
+
+    async def is_named() -> bool:
+        return bool(json.loads((await connection.ask(question.wire))[1])["snapshot_id"] == snapshot_id)
+
+    await _until(is_named)
+
+
+async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Raises TimeoutError."""
+    async with asyncio.timeout(FLIP_DEADLINE_S):
+        while not await holds():
+            await asyncio.sleep(0.02)
+
+
+async def swap(store: SnapshotStore, other: str, traffic: Traffic) -> float:
+    """Move the pointer to the other snapshot, or back from it. Returns the seconds until an answer named it."""
+    start_s = time.perf_counter()
+    await asyncio.to_thread(store.rollback if store.current_id() == other else lambda: store.publish(other))
+    wanted = store.current_id()
+
+    async def is_seen() -> bool:
+        return traffic.serving == wanted
+
+    await _until(is_seen)
+    return time.perf_counter() - start_s
+
+
+async def measure(port: int, given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any]:
+    """The figures of the two calm stretches together, and of the one with swaps."""
+    store = SnapshotStore(world.index_root)
+    questions = await written_down(port, questions_of(world, N_QUESTIONS), store, other)
+    console.print(f"[dim]{len(questions)} questions; {share_of_others(questions):.0%} of them have two lists[/]")
+    traffic = Traffic(port, given.per_s, questions, made_up_events())
+    under_way = asyncio.create_task(traffic.run())
+    calm_s = 3.0 if given.quick else CALM_S
+    await asyncio.sleep(RAMP_S)
+    traffic.stretch = calm = Stretch()
+    await asyncio.sleep(calm_s)
+    traffic.stretch = swapped = Stretch()
+    took_s = []
+    for n in range(given.swaps):
+        took_s.append(await swap(store, other, traffic))
+        console.print(f"[dim]swap {n + 1}: {took_s[-1]:.1f} s[/]", end="\r")
+        await asyncio.sleep(PAUSE_S)
+    traffic.stretch = calm
+    await asyncio.sleep(calm_s)
+    under_way.cancel()
+    with suppress(asyncio.CancelledError):
+        await under_way
+    flips = {"n_swaps": len(took_s), "flip_p50_s": round(median(took_s), 2), "flip_max_s": round(max(took_s), 2)}
+    rows = {"calm": calm.as_dict(), "swaps": swapped.as_dict()}
+    return flips | rows | {"p99_ratio": round(rows["swaps"]["p99_ms"] / rows["calm"]["p99_ms"], 2)}
+
+
+def share_of_others(questions: Sequence[Question]) -> float:
+    """Of the questions, how many have another list in the other snapshot: without those nothing mixed would be seen."""
+    return sum(len({tuple(one) for one in question.wanted.values()}) > 1 for question in questions) / len(questions)
+
+
+def run(given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any]:
+    """The figures of one application. What is started here has ended when this returns or raises."""
+    with ExitStack() as stack:
+        service = stack.enter_context(local_service())
+        (port,) = free_ports(1)
+        args = {"index_root": str(world.index_root), "state": str(world.state), "topology": given.topology, **TIERS}
+        service.serve(args, port)
+        stack.callback(service.stop_serving)
+        wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), "the application")
+        pids = replica_pids(service.head.dashboard_url, service.token)
+        found = asyncio.run(measure(port, given, world, other))
+        return found | {"same_processes": replica_pids(service.head.dashboard_url, service.token) == pids}
+
+
+def two_snapshots(given: argparse.Namespace) -> tuple[Prepared, str]:
+    """The published one, and the id of another that is not."""
+    home = given.home.expanduser()
+    folder = home / ("synthetic-500" if given.quick else "films")
+    settings = synthetic(folder, 500) if given.quick else films(folder)
+    world = prepare(folder.name, folder, settings)
+    return world, build_here(_otherwise(settings)).snapshot_id
+
+
+def _otherwise(settings: BuildSettings) -> BuildSettings:
+    behaviour = settings.behaviour.model_copy(
+        update={"popularity_half_life_days": HALF_LIFE_DAYS, "transition_window": 1}
+    )
+    index = settings.index.model_copy(update={"publish": False})
+    return settings.model_copy(update={"behaviour": behaviour, "index": index})
+
+
+def table(found: dict[str, Any], given: argparse.Namespace) -> Table:
+    title = f"{found['n_swaps']} swaps and rollbacks at {given.per_s:g} requests/s, {given.topology}"
+    processes = "the same" if found["same_processes"] else "OTHER"
+    caption = (
+        f"until an answer named the other snapshot: median {found['flip_p50_s']} s, most {found['flip_max_s']} s; "
+        f"p99 {found['p99_ratio']} of the calm one (aim: at most 2); {processes} processes"
+    )
+    drawn = Table(title=title, caption=caption)
+    for column in ("", "answers", "failed", "mixed", "p50 ms", "p99 ms", "max ms"):
+        drawn.add_column(column, justify="right")
+    for name in ("calm", "swaps"):
+        row = found[name]
+        failed = ", ".join(f"{n} x {what}" for what, n in row["failed"].items()) or "0"
+        figures = (f"{row[figure]:,.1f}" for figure in ("p50_ms", "p99_ms", "max_ms"))
+        drawn.add_row(name, f"{row['answers']:,}", failed, str(row["mixed"]), *figures)
+    return drawn
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--swaps", type=int, default=100, help="half of them rollbacks")
+    parser.add_argument("--per-s", type=float, default=50.0, help="requests a second")
+    parser.add_argument("--topology", choices=("tiered", "fused"), default="tiered")
+    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, four swaps")
+    given = parser.parse_args()
+    given.swaps = 4 if given.quick else given.swaps
+    return given
+
+
+def main() -> int:
+    given = arguments()
+    end_on_sigterm()
+    busy = busy_share()
+    warn_if_busy(busy)
+    try:
+        found = run(given, *two_snapshots(given))
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.print(table(found, given))
+    if given.json is not None:
+        whole = {
+            "benchmark": "swaps",
+            "machine": machine(busy),
+            "topology": given.topology,
+            "per_s": given.per_s,
+            **found,
+        }
+        given.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    clean = not any(found[name]["failed"] or found[name]["mixed"] for name in ("calm", "swaps"))
+    return 0 if clean and found["same_processes"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
