@@ -17,8 +17,11 @@ ITEMS_PER_GROUP = 200
 BLOCK_ROWS = 65_536
 
 
-def clustered(n: int, dim: int, n_queries: int, seed: int = 0) -> tuple[Vectors, Vectors]:
-    """([n, dim], [n_queries, dim]) float32, normalised: items, and queries of the same groups that are no items."""
+def clustered(n: int, dim: int, n_queries: int, seed: int = 0, out: Vectors | None = None) -> tuple[Vectors, Vectors]:
+    """([n, dim], [n_queries, dim]) float32, normalised: items, and queries of the same groups that are no items.
+
+    out: [n + n_queries, dim], where both are to be written, such as a mapped file.
+    """
     random = np.random.default_rng(seed)
     n_groups = max(n // ITEMS_PER_GROUP, 2)
     scale = _spectrum(dim)
@@ -28,7 +31,7 @@ def clustered(n: int, dim: int, n_queries: int, seed: int = 0) -> tuple[Vectors,
     shares = 1 / np.arange(1, n_groups + 1) ** 0.5
     rotation = np.linalg.qr(random.standard_normal((dim, dim)))[0].astype(np.float32)
     chosen = random.choice(n_groups, size=n + n_queries, p=shares / shares.sum())
-    made = np.empty((n + n_queries, dim), dtype=np.float32)
+    made = np.empty((n + n_queries, dim), dtype=np.float32) if out is None else out
     for start, part in _blocks(chosen):
         own = _lengthened(random.standard_normal((len(part), dim), dtype=np.float32) * scale, OWN)
         rotated = (groups[part] + own).astype(np.float32) @ rotation

@@ -181,7 +181,7 @@ class _Build:
     def _n_encoders(self, n_files: int) -> int:
         workers = self._plan.settings.workers
         if workers.encoders is not None:
-            return workers.encoders
+            return min(workers.encoders, n_files)  # one more would start up for nothing
         resources = ray.cluster_resources()
         if workers.gpus_per_encoder > 0:
             return max(1, int(resources.get("GPU", 0) / workers.gpus_per_encoder))
