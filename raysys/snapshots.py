@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -65,13 +66,11 @@ def _remarks(found: Listing) -> Iterator[str]:
 
 
 def _table(found: Sequence[Row]) -> Table:
-    table = Table()
-    for name in ("snapshot", "", "state", "age", "items", "shards", "encoder", "index", "size"):
+    """Within 80 columns: what does not fit, such as the encoder, is in --json."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("snapshot", "", "state", "age", "items", "shards", "size"):
         # An id that is cut cannot be copied.
-        is_whole = name in {"snapshot", "", "state"}
-        table.add_column(
-            name, justify="right" if name in {"age", "items", "shards", "size"} else "left", no_wrap=is_whole
-        )
+        table.add_column(name, justify="right" if name in {"age", "items", "size"} else "left", no_wrap=True)
     for row in found:
         table.add_row(
             row.snapshot_id,
@@ -79,9 +78,7 @@ def _table(found: Sequence[Row]) -> Table:
             row.state,
             readable_age(row.age_s),
             "" if row.items is None else f"{row.items:,}",
-            "" if row.shards is None else str(row.shards),
-            row.encoder,
-            ", ".join(row.index),
+            "" if row.shards is None else f"{row.shards} {', '.join(row.index)}",
             readable_bytes(row.size_bytes),
         )
     return table
