@@ -3,11 +3,13 @@
 import logging
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from http import HTTPStatus
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -29,6 +31,7 @@ from raysys.errors import (
     UnknownSnapshot,
 )
 from raysys.index.filters import error_path
+from raysys.serving import schemas
 from raysys.serving.schemas import EventsBody, FieldError, ItemsBody, Problem, UsersBody
 
 # The first class that matches decides.
@@ -85,11 +88,21 @@ def on_invalid_body(request: Request, error: Exception) -> Response:
     """A body that does not fit its schema: every wrong value by its path."""
     assert isinstance(error, ValidationError)  # noqa: S101  # registered for this class only
     errors = [
-        FieldError(field=field_path(e["loc"]), code=e["type"], message=e["msg"].removeprefix("Value error, "))
+        FieldError(field=field_path(e["loc"]), code=e["type"], message=_message(error.title, e))
         for e in error.errors(include_url=False, include_input=False, include_context=False)
     ]
     status, code = _status_of(error.title, errors)
     return problem(request, status, code, "; ".join(f"{e.field}: {e.message}" for e in errors[:3]), errors)
+
+
+def _message(body: str, error: ErrorDetails) -> str:
+    """What is wrong; of a field of the body itself that is not known, which are."""
+    if error["type"] != "extra_forbidden" or len(error["loc"]) > 1:
+        return error["msg"].removeprefix("Value error, ")
+    known = list(getattr(schemas, body).model_fields)
+    close = get_close_matches(str(error["loc"][0]), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"there is no such field; {hint}Known: {', '.join(known)}" if known else "this body has no fields"
 
 
 def _status_of(body: str, errors: list[FieldError]) -> tuple[int, str]:

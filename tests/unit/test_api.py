@@ -357,6 +357,14 @@ async def test_an_unknown_field_is_named(reader: httpx.AsyncClient, path: str) -
     assert_problem(await post(reader, path, MINIMAL[path] | {"lmit": 5}), 422, "invalid_input", "lmit")
 
 
+async def test_a_misspelt_field_is_told_what_it_may_mean(reader: httpx.AsyncClient) -> None:
+    error = strict_json(await post(reader, "/v1/recommendations", {"user": "ann"}))["errors"][0]
+    assert error["message"].startswith("there is no such field; did you mean 'user_id'? Known: ")
+    assert error["message"].endswith(", explore")
+    error = strict_json(await post(reader, "/v1/search", {"query": "b", "zzz": 1}))["errors"][0]
+    assert error["message"].startswith("there is no such field; Known: query, ")
+
+
 @pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/search", "/v1/rank"])
 @pytest.mark.parametrize("query", ["", "   ", "\n\t", "x" * 100_000, 5, True, [], {}])
 async def test_a_bad_query_is_named(reader: httpx.AsyncClient, path: str, query: Any) -> None:
