@@ -1,6 +1,7 @@
 """The edge of the gateway as plain ASGI: request ids, keys, admission, a bound on the body, metrics, no bare 500."""
 
 import asyncio
+import collections
 import re
 import time
 import uuid
@@ -81,10 +82,7 @@ class Metrics:
         self.refusals = Counter(
             "raysys_snapshot_refusals", "Tries to take the wanted snapshot that failed", registry=self.registry
         )
-        self.first_sources = Counter(
-            "raysys_first_item_sources", "Lists whose first item this source found", ["source"], registry=self.registry
-        )
-        self.first_source = cache(self.first_sources.labels)
+        self.first_sources = collections.Counter[str]()  # exported by ``Gauges``: a lock a source would cost more
 
     def freshness(self, what: str, seconds: float) -> None:
         """How long something written took to count."""

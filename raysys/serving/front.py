@@ -55,7 +55,7 @@ class Front:
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self._admission = Admission(settings.deadline_s, self._clock)
-        self._metrics.registry.register(Gauges(self._admission, self.in_use, self._clock))
+        self._metrics.registry.register(Gauges(self._admission, self.in_use, self._clock, self._metrics.first_sources))
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
         self._times_shown = TimesShown()  # of new items, whatever the snapshot
         self._housekeeping: asyncio.Task[None] | None = None

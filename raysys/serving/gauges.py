@@ -1,9 +1,9 @@
-"""What of a gateway is as it is now. It is read when somebody asks for /metrics, and costs the requests nothing."""
+"""What /metrics reads of a gateway when somebody asks for it, so that it costs the requests nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
-from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from raysys.clock import Clock
@@ -13,12 +13,15 @@ from raysys.serving.current import Current, InUse
 
 
 class Gauges(Collector):
-    """Who is in, and what is served from; the latter only where there is a snapshot."""
+    """Who is in, where lists come from, and what is served from; the last only where there is a snapshot."""
 
-    def __init__(self, admission: Admission, in_use: InUse, clock: Clock) -> None:
+    def __init__(self, admission: Admission, in_use: InUse, clock: Clock, first_sources: Mapping[str, int]) -> None:
+        """first_sources: how many lists had a first item that this source found."""
         self._admission, self._in_use, self._clock = admission, in_use, clock
+        self._first_sources = first_sources
 
     def collect(self) -> Iterator[Metric]:
+        yield self._of_lists()
         n_in, wait_s = self._admission.now()
         yield GaugeMetricFamily("raysys_requests_in_progress", "Requests for lists that were let in", n_in)
         yield GaugeMetricFamily(
@@ -30,6 +33,14 @@ class Gauges(Collector):
             yield from self._of_snapshot(self._in_use.now())
         except Unavailable:
             return
+
+    def _of_lists(self) -> Metric:
+        family = CounterMetricFamily(
+            "raysys_first_item_sources", "Lists whose first item this source found", labels=["source"]
+        )
+        for source, n_lists in self._first_sources.items():
+            family.add_metric([source], n_lists)
+        return family
 
     def _of_snapshot(self, current: Current) -> Iterator[Metric]:
         manifest = current.catalogue.manifest
