@@ -49,6 +49,11 @@ class Admission:
         self._away_at_s = now_s + hold_s + 1 / SENT_AWAY_PER_S
         return hold_s
 
+    def now(self) -> tuple[int, float]:
+        """How many are in, and how long one who comes in now is expected to be."""
+        self._fade()
+        return self._n_in, self.expected_s()
+
     def expected_s(self) -> float:
         """How long one who comes in now is expected to be in."""
         if self._n_in == 0 or self._busy_s == 0:

@@ -22,6 +22,7 @@ from raysys.ranking.learned import open_ranker
 from raysys.serving.follower import Follower
 from raysys.serving.front import Front
 from raysys.serving.local_stages import NearRanker
+from raysys.serving.logs import open_log
 from raysys.serving.measured import Timed, timed
 from raysys.serving.shard_host import ShardHost, recall_thread
 from raysys.serving.tiers import RemoteEncoder, RemoteRanker, RemoteRecall, call
@@ -37,6 +38,7 @@ class Encoder:
     """Texts to vectors."""
 
     def __init__(self, settings: EncoderSettings, threads: int) -> None:
+        open_log()
         self._encoder = build_encoder(settings, threads)
         self._encoder.encode(["warm up"], "query")
         self._one_at_a_time = asyncio.Lock()
@@ -55,6 +57,7 @@ class ShardReplica:
     """One shard of the catalogue. ``user_config`` names the snapshot, so that a new one never restarts a replica."""
 
     def __init__(self, number: int, n_shards: int, settings: ServeSettings) -> None:
+        open_log()
         store = SnapshotStore(settings.index_root)
         thread = recall_thread(settings.shard_tier.threads)
         self._host = ShardHost(number, n_shards, store, thread, open_state(settings.state), settings.profile)
@@ -77,6 +80,7 @@ class Ranker:
     """Source scores to final scores, by what the snapshot has learned. Of snapshots it holds the last few in use."""
 
     def __init__(self, settings: RankingSettings, index_root: str) -> None:
+        open_log()
         store = SnapshotStore(index_root)
         self._of = lru_cache(MOST_RANKINGS)(lambda snapshot_id: open_ranker(settings, store.folder(snapshot_id)))
 
@@ -97,13 +101,14 @@ class Gateway:
         ranker: DeploymentHandle,
         *shards: DeploymentHandle,
     ) -> None:
+        open_log()
         self._settings, self._store = settings, SnapshotStore(settings.index_root)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)
         self._ranker = RemoteRanker(ranker, settings.ranker_tier, settings.deadline_s)
         self._shards = RemoteRecall(shards, settings.shard_tier, settings.deadline_s)
         self._front = Front(settings)
-        self._follower = Follower(self._store, self._take)
+        self._follower = Follower(self._store, self._take, self._front.on_refused)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # the name that Serve looks for
         return self._front.app(self)

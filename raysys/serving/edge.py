@@ -1,10 +1,12 @@
 """The edge of the gateway as plain ASGI: request ids, keys, admission, a bound on the body, metrics, no bare 500."""
 
 import asyncio
+import collections
 import re
 import time
 import uuid
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -12,15 +14,25 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raysys.errors import Overloaded, RateLimited, RaysysError
+from raysys.errors import Forbidden, Overloaded, RateLimited, RaysysError, Unauthenticated
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
 from raysys.serving.guard import Guard
+from raysys.serving.logs import CURRENT_ID
 from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+# Why a request is sent away at the edge; further in it is a queue that is full.
+CAUSES: dict[type[RaysysError], str] = {
+    Overloaded: "admission",
+    RateLimited: "key_limit",
+    Unauthenticated: "no_key",
+    Forbidden: "scope",
+}
+QUEUE = "queue"
 
 
 class Metrics:
@@ -65,6 +77,20 @@ class Metrics:
             "raysys_rate_limited", "Requests beyond the limit of their key", ["key"], registry=self.registry
         )
         self.events = Counter("raysys_events", "Events by outcome", ["outcome"], registry=self.registry)
+        for outcome in ("accepted", "duplicate", "rejected"):  # from 0 on, so that the first one is seen as a rise
+            self.events.labels(outcome)
+        self.sent_away = Counter(
+            "raysys_sent_away",
+            "Requests refused whatever they ask: it would be late, a queue is full, no key that counts, not its scope",
+            ["cause"],
+            registry=self.registry,
+        )
+        for cause in (*CAUSES.values(), QUEUE):
+            self.sent_away.labels(cause)
+        self.refusals = Counter(
+            "raysys_snapshot_refusals", "Tries to take the wanted snapshot that failed", registry=self.registry
+        )
+        self.first_sources = collections.Counter[str]()  # exported by ``Gauges``: a lock a source would cost more
 
     def freshness(self, what: str, seconds: float) -> None:
         """How long something written took to count."""
@@ -96,7 +122,9 @@ class Edge:
             return
         start = time.perf_counter()
         echoed = self._identify(scope)
+        named = CURRENT_ID.set(scope["raysys.request_id"])
         status, finished = 500, False
+        cause: str | None = None
 
         async def send_echoing(message: Message) -> None:
             nonlocal status, finished
@@ -108,7 +136,7 @@ class Edge:
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
-            await self._answer(scope, _bounded(receive), send_echoing)
+            cause = await self._answer(scope, _bounded(receive), send_echoing)
         except asyncio.CancelledError:
             status = status if finished else CLIENT_CLOSED_REQUEST
             raise
@@ -117,11 +145,13 @@ class Edge:
             if not finished:
                 raise
         finally:
-            self._count(scope, status, time.perf_counter() - start)
+            self._count(scope, status, time.perf_counter() - start, cause)
             if scope["path"] in AUDITED:
                 record(scope, status)
+            CURRENT_ID.reset(named)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> str | None:
+        """Why the request was sent away right here, None where it was not."""
         is_admitted = scope["path"] in self._admitted
         try:
             self._guard.check(scope)
@@ -133,20 +163,25 @@ class Edge:
             if isinstance(error, Overloaded | RateLimited):
                 await asyncio.sleep(self._admission.hold_s())
             await on_raysys_error(Request(scope), error)(scope, receive, send)
-            return
+            return CAUSES[type(error)]
         except HTTPException as error:
             await on_http_error(Request(scope), error)(scope, receive, send)
-            return
+            return None
         try:
             await self._app(scope, receive, send)
         finally:
             if is_admitted:
                 self._admission.leave()
+        return None
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, status: int, seconds: float, cause: str | None) -> None:
         route = scope["path"] if scope["path"] in self._routes else "other"  # callers must not make up label values
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.latency_s.labels(route).observe(seconds)
+        if cause is None and status == HTTPStatus.TOO_MANY_REQUESTS:
+            cause = QUEUE
+        if cause is not None:
+            self._metrics.sent_away.labels(cause).inc()
 
     def _identify(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         headers = dict(scope["headers"])

@@ -21,8 +21,14 @@ class Follower:
     nobody collects it.
     """
 
-    def __init__(self, store: SnapshotStore, take: Callable[[str], Awaitable[None]]) -> None:
-        self._store, self._take = store, take
+    def __init__(
+        self,
+        store: SnapshotStore,
+        take: Callable[[str], Awaitable[None]],
+        on_refused: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_refused``: called at each failed try after the first snapshot, so about once a second."""
+        self._store, self._take, self._on_refused = store, take, on_refused
         self.wanted = "current"
         self.taken: str | None = None
         self.refused: str | None = None
@@ -52,6 +58,7 @@ class Follower:
             if self.refused != refused:
                 log.warning("snapshot %s refused, the old one stays in use: %s", self.wanted, refused)
             self.refused = refused
+            self._on_refused()
 
     async def _step(self) -> None:
         async with self._lock:

@@ -24,9 +24,11 @@ from raysys.serving.current import InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
 from raysys.serving.experiments import Assignment
+from raysys.serving.gauges import Gauges
 from raysys.serving.guard import Guard
 from raysys.serving.impressions import ImpressionLog
 from raysys.serving.items import Items
+from raysys.serving.logs import open_log
 from raysys.serving.people import People
 from raysys.serving.probe import Probe
 from raysys.serving.service import Service
@@ -49,10 +51,13 @@ class Front:
         self._settings, self._metrics = settings, Metrics()
         self._clock = SystemClock() if clock is None else clock
         self._tracing = _open_tracing(settings.tracing, self._clock)
+        open_log()
         audit.open_log()
         self._guard = Guard(settings.api_keys, self._clock, settings.rate_limit)
         self.state = open_state(settings.state)
         self.in_use = InUse()
+        self._admission = Admission(settings.deadline_s, self._clock)
+        self._metrics.registry.register(Gauges(self._admission, self.in_use, self._clock, self._metrics.first_sources))
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
         self._times_shown = TimesShown()  # of new items, whatever the snapshot
         self._housekeeping: asyncio.Task[None] | None = None
@@ -72,7 +77,7 @@ class Front:
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
             Snapshots(SnapshotStore(settings.index_root), settings.impressions.folder, settings.state, self._clock),
             self._metrics,
-            Admission(settings.deadline_s, self._clock),
+            self._admission,
             self._guard,
         )
         return self._closing_last(create_app(routes, health, self._tracing))
@@ -118,6 +123,10 @@ class Front:
         except Unavailable:  # it is away for all alike
             return []
         return [name for name, status in shards.items() if status.get("state", identity) != identity]
+
+    def on_refused(self) -> None:
+        """Count that the wanted snapshot could not be taken, and the one in use stays."""
+        self._metrics.refusals.inc()
 
     @property
     def recommender(self) -> Recommender:

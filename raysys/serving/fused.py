@@ -13,6 +13,7 @@ from raysys.index.store import SnapshotStore
 from raysys.serving.follower import Follower
 from raysys.serving.front import Front
 from raysys.serving.local_stages import HostedRecall, ThreadEncoder
+from raysys.serving.logs import open_log
 
 
 @serve.ingress()
@@ -20,6 +21,7 @@ class FusedGateway:
     """Gateway, encoder, shards and ranker in one process. Any number of shards: they are opened, not addressed."""
 
     def __init__(self, settings: ServeSettings, encoder: EncoderSettings) -> None:
+        open_log()  # before the encoder says which runtime it found
         self._settings = settings
         self._store = SnapshotStore(settings.index_root)
         model = build_encoder(encoder, settings.encoder_tier.threads)
@@ -28,7 +30,7 @@ class FusedGateway:
         self._encoder = ThreadEncoder(model, settings.encoder_tier, settings.deadline_s)
         self._shards: HostedRecall | None = None
         self._front = Front(settings)
-        self._follower = Follower(self._store, self._take)
+        self._follower = Follower(self._store, self._take, self._front.on_refused)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # the name that Serve looks for
         return self._front.app(self)

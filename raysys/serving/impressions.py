@@ -185,7 +185,9 @@ class ImpressionLog:
     def _complain(self, error: Exception) -> None:
         if self._clock.monotonic_s() - self._complained_s >= COMPLAIN_EVERY_S:
             self._complained_s = self._clock.monotonic_s()
-            log.error("the impression log fails, serving goes on: %s: %s", type(error).__name__, error)
+            # What Arrow says may quote a value; what the system says names a path.
+            why = str(error) if isinstance(error, OSError) else type(error).__name__
+            log.error("the impression log fails, serving goes on: %s", why, exc_info=error)
 
 
 def _date(timestamp_s: float) -> date:

@@ -53,6 +53,7 @@ class LiveItems:
         self._entries: dict[int, _Entry] = {}
         self._held: OrderedDict[str, ItemChange] = OrderedDict()
         self._without_vector: dict[str, ItemChange] = {}
+        self._complete_s = clock.monotonic_s()  # up to then the log was read
         self._catching_up = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -62,10 +63,20 @@ class LiveItems:
     async def catch_up(self) -> None:
         """Take in every change up to now. Raises Unavailable."""
         async with self._catching_up:
+            asked_s = self._clock.monotonic_s()
             while changes := await self._state.item_changes(self.position, PAGE):
                 for change in changes:
                     self._take(change)
                 self.position = changes[-1].sequence
+                asked_s = self._clock.monotonic_s()
+            self._complete_s = asked_s
+
+    def lag_s(self) -> float:
+        """Of what was written longer ago than this nothing is missing here.
+
+        Not a difference of sequences: those number the writes about people too.
+        """
+        return self._clock.monotonic_s() - self._complete_s
 
     def _take(self, change: ItemChange) -> None:
         shown = change.fields is not None and not change.fields.get("hidden", False)

@@ -54,6 +54,11 @@ class NearLine:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def n_waiting(self) -> int:
+        """How many texts wait to be encoded."""
+        return len(self._waiting)
+
     def key(self, text: str, role: Role) -> bytes:
         """The name of a text's vector; one of an item is named as in a build."""
         return text_key(self._fingerprint if role == "item" else f"{self._fingerprint}/{role}", text)
@@ -100,6 +105,9 @@ class NearLine:
                     await self._round()
                 except RaysysError as error:
                     log.warning("%d texts wait to be encoded: %s", len(self._waiting), error)
+                    await asyncio.sleep(RETRY_S)
+                except Exception as error:  # whatever the model raises, what comes later shall be encoded
+                    log.error("%d texts wait to be encoded", len(self._waiting), exc_info=error)
                     await asyncio.sleep(RETRY_S)
 
     async def _round(self) -> None:

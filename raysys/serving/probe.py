@@ -80,6 +80,8 @@ class Probe:
         self._failures = Counter(
             "raysys_probe_failures", "Canaries that had no effect in time", ["what"], registry=metrics.registry
         )
+        for what in ("event_to_effect", "item_to_live", "delete_to_gone"):  # from 0 on, so that the first one is seen
+            self._failures.labels(what)
         self._version, self._title = 0, ""
         self._texts: list[str] = []
         self._view: Recommender | None = None

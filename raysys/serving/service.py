@@ -86,6 +86,8 @@ class Service:
         note(answer.snapshot_id, missing)
         for part in missing:
             self._metrics.degraded.labels(part).inc()
+        if answer.items:
+            self._metrics.first_sources.update(answer.items[0].sources.keys())
         recommendation_id = uuid.uuid4().hex if request.recommendation_id is None else request.recommendation_id
         if self._impressions is not None:
             self._impressions.add(recommendation_id, route, request.user, answer, missing)

@@ -1,5 +1,6 @@
 """Keys on a real head that listens beyond this machine: they travel through the proxy and change while it serves."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from support import Shop
 
 from raysys.access import KeyFile, make_key
 from raysys.client import Client
+from raysys.index.store import POINTER
 from raysys.serving.local_head import free_ports
 from raysys.serving.session import local_service
 
@@ -32,6 +34,13 @@ def wait_until(true: Callable[[], bool], seconds: float) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def refusals(folder: Path) -> list[dict[str, str]]:
+    """The lines of the log, which are JSON, that say that a snapshot is refused."""
+    lines = [line for path in (folder / "ray").rglob("worker-*.err") for line in path.read_bytes().splitlines()]
+    told = [json.loads(line) for line in lines if line.startswith(b'{"time":')]
+    return [line for line in told if line["logger"] == "raysys.serving.follower" and "gone" in line["message"]]
 
 
 def test_who_comes_from_elsewhere_needs_a_key(shop: Shop, tmp_path: Path) -> None:
@@ -63,6 +72,13 @@ def test_who_comes_from_elsewhere_needs_a_key(shop: Shop, tmp_path: Path) -> Non
         file.revoke(key.id)
         wait_until(lambda: status(text) == 401, 10)
         assert status(next_text) == 200
+        pointer = shop.store(2).root / POINTER
+        published = pointer.read_text()
+        try:
+            pointer.write_text("gone")
+            wait_until(lambda: bool(refusals(service.head.folder)), 20)
+        finally:
+            pointer.write_text(published)
         logs = [path for path in (service.head.folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
         lines = [line for path in logs for line in path.read_bytes().splitlines()]
 

@@ -16,11 +16,15 @@ class Taker:
     def __init__(self) -> None:
         self.taken: list[str] = []
         self.bad: dict[str, Exception] = {}
+        self.n_refused = 0
 
     async def take(self, snapshot_id: str) -> None:
         if snapshot_id in self.bad:
             raise self.bad[snapshot_id]
         self.taken.append(snapshot_id)
+
+    def on_refused(self) -> None:
+        self.n_refused += 1
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def point_to(store: SnapshotStore, snapshot_id: str) -> None:
 async def following(store: SnapshotStore):
     """A follower whose polls a test makes itself, by ``poll``."""
     taker = Taker()
-    made = Follower(store, taker.take)
+    made = Follower(store, taker.take, taker.on_refused)
     yield made, taker
     await made.stop()
 
@@ -95,9 +99,10 @@ async def test_a_bad_snapshot_leaves_the_old_one_in_use_and_says_why(store: Snap
     await poll(made)
     assert made.taken == "one"
     assert str(error) in made.refused
+    await poll(made)
     taker.bad.clear()
     await poll(made)
-    assert (made.taken, made.refused) == ("two", None)
+    assert (made.taken, made.refused, taker.n_refused) == ("two", None, 2)
 
 
 async def test_going_back_after_a_refusal_clears_it(store: SnapshotStore, following) -> None:
