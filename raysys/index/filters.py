@@ -33,8 +33,11 @@ from raysys.errors import InvalidInput, UnknownField
 
 MAX_DEPTH = 5
 MAX_CONDITIONS = 256
+MAX_CLAUSES = 1_024  # conditions and filters: those that hold nothing cost time as well
 MAX_IN_VALUES = 1_000
+MAX_VALUES = 10_000  # in all lists of a filter together
 MAX_STRING_BYTES = 1_024
+MAX_NAME_CHARS = 256
 
 Mask = NDArray[np.bool_]
 Scalar = bool | int | float | str
@@ -83,7 +86,7 @@ def _limited_text(text: str) -> str:
 
 
 Value = Annotated[Scalar, BeforeValidator(_limited)]
-Name = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
 class _Part(BaseModel):
@@ -115,7 +118,9 @@ class Condition(_Part):
     field: Name
     match: Value | None = None
     range: Range | None = None
-    any_of: Annotated[tuple[Value, ...], Field(max_length=MAX_IN_VALUES)] | None = Field(default=None, alias="in")
+    any_of: Annotated[tuple[Value, ...], Field(max_length=MAX_IN_VALUES, fail_fast=True)] | None = Field(
+        default=None, alias="in"
+    )
     exists: Annotated[bool, Field(strict=True)] | None = None
 
     def values(self) -> Iterator[tuple[str, Scalar]]:
@@ -144,7 +149,7 @@ Clause = Annotated[
     Annotated[Condition, Tag("condition")] | Annotated["Filter", Tag("filter")],
     Discriminator(_tag),
 ]
-Clauses = Annotated[tuple[Clause, ...], Field(max_length=MAX_CONDITIONS)]
+Clauses = Annotated[tuple[Clause, ...], Field(max_length=MAX_CONDITIONS, fail_fast=True)]
 
 
 class Filter(_Part):
@@ -160,22 +165,56 @@ class Filter(_Part):
             for i, clause in enumerate(getattr(self, name)):
                 yield f"{name}[{i}]", clause
 
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_built(cls, raw: Any) -> Any:
+        _check_size(raw)
+        return raw
+
     @model_validator(mode="after")
     def _is_small(self) -> "Filter":
-        depth, conditions = _size(self)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"may be nested {MAX_DEPTH} deep at most")
+        conditions = _n_conditions(self)
         if conditions > MAX_CONDITIONS:
             raise ValueError(f"may hold {MAX_CONDITIONS} conditions at most ({conditions} given)")
         return self
 
 
-def _size(clause: "Condition | Filter") -> tuple[int, int]:
-    """(depth, number of conditions); a condition has depth 0."""
+def _check_size(raw: Any) -> None:
+    """Raises ValueError for what is too deep or too wide, before anything is made of it: that alone takes seconds."""
+    level, n_clauses, n_values = [raw], 0, 0
+    for depth in range(MAX_DEPTH + 1):
+        if depth == MAX_DEPTH and any(_tag(clause) == "filter" for clause in level):
+            raise ValueError(f"may be nested {MAX_DEPTH} deep at most")
+        inner = [each for clause in level for each in _inner(clause)]
+        n_clauses += len(inner)
+        n_values += sum(_n_values(clause) for clause in level)
+        if n_clauses > MAX_CLAUSES:
+            raise ValueError(f"may hold {MAX_CLAUSES} conditions and filters at most")
+        if n_values > MAX_VALUES:
+            raise ValueError(f"may hold {MAX_VALUES} values at most, in all its lists together")
+        level = inner
+
+
+def _inner(clause: Any) -> list[Any]:
+    """The clauses of a filter, read or not."""
+    if isinstance(clause, Filter):
+        return [each for _, each in clause.clauses()]
+    if not isinstance(clause, dict) or _tag(clause) == "condition":
+        return []
+    parts = [clause.get(name) for name in ("must", "should", "must_not")]
+    return [each for part in parts if isinstance(part, (list, tuple)) for each in part]
+
+
+def _n_values(clause: Any) -> int:
+    """How many values a condition lists, read or not."""
+    values = clause.get("in") if isinstance(clause, dict) else getattr(clause, "any_of", None)
+    return len(values) if isinstance(values, (list, tuple)) else 0
+
+
+def _n_conditions(clause: "Condition | Filter") -> int:
     if isinstance(clause, Condition):
-        return 0, 1
-    sizes = [_size(inner) for _, inner in clause.clauses()]
-    return 1 + max((depth for depth, _ in sizes), default=0), sum(count for _, count in sizes)
+        return 1
+    return sum(_n_conditions(inner) for _, inner in clause.clauses())
 
 
 def parse(raw: Any, path: str = "filter") -> Filter:
@@ -195,7 +234,7 @@ def error_path(location: tuple[int | str, ...], path: str = "filter") -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         elif not (isinstance(previous, int) and step in ("condition", "filter")):
-            path += f".{step}"
+            path += f".{step}" if len(step) <= MAX_NAME_CHARS else f".{step[:MAX_NAME_CHARS]}…"
         previous = step
     return path
 

@@ -42,7 +42,7 @@ def _check_explain(value: Any) -> Any:
 
 Explain = Annotated[Literal[False, True, "full"], BeforeValidator(_check_explain)]
 Id = Annotated[str, AfterValidator(_check_id)]
-Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
+Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS, fail_fast=True)]
 Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("text:"))]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -101,9 +101,9 @@ class RecommendBody(Person):
     calibration: Share | None = Field(
         default=None, description="How much the list follows the mix of categories that the person has; 0 = off."
     )
-    caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
+    caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS, fail_fast=True)] = ()
     one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
-    promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
+    promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS, fail_fast=True)] = ()
     explain: Explain = Field(
         default=False,
         description="Whether each item comes with its reasons; `full`: also with what would be without the main one.",
@@ -117,7 +117,7 @@ class RecommendBody(Person):
 class RankBody(Person):
     """Ask for an order of given items."""
 
-    items: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+    items: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 class SimilarBody(Body):
@@ -139,24 +139,26 @@ class SearchBody(Body):
 class ItemIdsBody(Body):
     """Items by id: to read, hide, show again, or delete."""
 
-    item_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+    item_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 class ItemsBody(Body):
     """Items to write. Each is checked on its own: a bad one is rejected by its index, the others go in."""
 
-    items: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class EventsBody(Body):
     """A batch of events. Each is checked on its own: a bad one is rejected by its index, the others go in."""
 
-    events: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_EVENTS)]
+    events: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_EVENTS, fail_fast=True)]
 
 
 def _check_time(value: datetime | int) -> datetime | int:
     if isinstance(value, int) and value < MILLISECONDS_FROM:
         raise PydanticCustomError("not_milliseconds", "a number must be UTC epoch milliseconds, this is too small")
+    if isinstance(value, datetime) and value.timestamp() * 1e3 < MILLISECONDS_FROM:
+        raise PydanticCustomError("too_early", "a time before March 1973 cannot be when this happened")
     return value
 
 
@@ -203,7 +205,7 @@ class UserEntry(Body):
 class UsersBody(Body):
     """People to write. Each is checked on its own: a bad one is rejected by its index, the others go in."""
 
-    users: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_USERS)]
+    users: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_USERS, fail_fast=True)]
 
 
 class UserBody(Body):
@@ -228,7 +230,7 @@ class UserEditBody(UserBody):
 
     action: Literal["pin", "unpin", "mute", "unmute", "delete"]
     interest_id: Id | None = None
-    evidence: Annotated[tuple[Evidence, ...], Field(min_length=1, max_length=MAX_IDS)] | None = None
+    evidence: Annotated[tuple[Evidence, ...], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
