@@ -27,7 +27,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from raysys.errors import InvalidInput, UnknownField
 
@@ -65,13 +76,13 @@ _EXAMPLES: dict[Kind, str] = {
 
 def _limited(value: Any) -> Any:
     if not isinstance(value, (bool, int, float, str)):
-        raise ValueError("must be a string, a number, true or false")
+        raise PydanticCustomError("bad_value", "must be a string, a number, true or false")
     if isinstance(value, str):
         return _limited_text(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("must be a finite number")
+        raise PydanticCustomError("bad_value", "must be a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError("must fit into 64 bits")
+        raise PydanticCustomError("bad_value", "must fit into 64 bits")
     return value
 
 
@@ -79,13 +90,23 @@ def _limited_text(text: str) -> str:
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode, without lone surrogates") from None
+        raise PydanticCustomError("bad_value", "must be valid Unicode, without lone surrogates") from None
     if size_bytes > MAX_STRING_BYTES:
-        raise ValueError(f"must have at most {MAX_STRING_BYTES} bytes ({size_bytes} given)")
+        message = f"must have at most {MAX_STRING_BYTES} bytes ({size_bytes} given)"
+        raise PydanticCustomError("bad_value", message)
     return text
 
 
-Value = Annotated[Scalar, BeforeValidator(_limited)]
+def given(name: str) -> dict[str, Any]:
+    """The JSON Schema of an object in which this field is there and not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+_VALUE_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string", "maxLength": MAX_STRING_BYTES}],
+    "description": f"Whole numbers have 64 bits at most, texts {MAX_STRING_BYTES:,} UTF-8 bytes.",
+}
+Value = Annotated[Scalar, BeforeValidator(_limited), WithJsonSchema(_VALUE_SCHEMA)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
@@ -95,6 +116,8 @@ class _Part(BaseModel):
 
 class Range(_Part):
     """Bounds of a number or a time. At least one is given; all given ones hold."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [given(name) for name in ("gte", "gt", "lt", "lte")]})
 
     gte: Value | None = None
     gt: Value | None = None
@@ -114,6 +137,8 @@ class Range(_Part):
 
 class Condition(_Part):
     """One field, one operator. An empty ``in`` matches nothing."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [given(name) for name in ("match", "range", "in", "exists")]})
 
     field: Name
     match: Value | None = None
@@ -153,7 +178,10 @@ Clauses = Annotated[tuple[Clause, ...], Field(max_length=MAX_CONDITIONS, fail_fa
 
 
 class Filter(_Part):
-    """A tree of conditions; what it means is said at the top of this module. Frozen and hashable."""
+    """A tree of conditions: all of ``must`` hold, one of ``should`` and none of ``must_not``. Frozen and hashable.
+
+    Nested 5 deep at most, with 256 conditions at most, and 10,000 values in all lists of ``in`` together.
+    """
 
     must: Clauses = ()
     should: Clauses = ()
@@ -175,24 +203,28 @@ class Filter(_Part):
     def _is_small(self) -> "Filter":
         conditions = _n_conditions(self)
         if conditions > MAX_CONDITIONS:
-            raise ValueError(f"may hold {MAX_CONDITIONS} conditions at most ({conditions} given)")
+            raise _too_large(f"may hold {MAX_CONDITIONS} conditions at most ({conditions} given)")
         return self
 
 
 def _check_size(raw: Any) -> None:
-    """Raises ValueError for what is too deep or too wide, before anything is made of it: that alone takes seconds."""
+    """Refuse what is too deep or too wide before anything is made of it: that alone takes seconds."""
     level, n_clauses, n_values = [raw], 0, 0
     for depth in range(MAX_DEPTH + 1):
         if depth == MAX_DEPTH and any(_tag(clause) == "filter" for clause in level):
-            raise ValueError(f"may be nested {MAX_DEPTH} deep at most")
+            raise _too_large(f"may be nested {MAX_DEPTH} deep at most")
         inner = [each for clause in level for each in _inner(clause)]
         n_clauses += len(inner)
         n_values += sum(_n_values(clause) for clause in level)
         if n_clauses > MAX_CLAUSES:
-            raise ValueError(f"may hold {MAX_CLAUSES} conditions and filters at most")
+            raise _too_large(f"may hold {MAX_CLAUSES} conditions and filters at most")
         if n_values > MAX_VALUES:
-            raise ValueError(f"may hold {MAX_VALUES} values at most, in all its lists together")
+            raise _too_large(f"may hold {MAX_VALUES} values at most, in all its lists together")
         level = inner
+
+
+def _too_large(message: str) -> PydanticCustomError:
+    return PydanticCustomError("filter_too_large", message)
 
 
 def _inner(clause: Any) -> list[Any]:

@@ -79,7 +79,7 @@ def on_invalid_body(request: Request, error: Exception) -> Response:
 
 
 def faults(error: ValidationError) -> list[FieldError]:
-    """What is wrong, value by value; one fault that says how much, where it is so much that to name it takes seconds."""
+    """What is wrong, value by value; one fault that says how much, where to name it all takes seconds."""
     if error.error_count() > MAX_ERRORS:
         message = f"{error.error_count():,} fields are wrong or unknown here; /openapi.json says what there may be"
         return [FieldError(field="body", code="too_many_errors", message=message)]

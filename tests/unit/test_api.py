@@ -263,6 +263,8 @@ BAD_EVENTS = [
     ({"timestamp": 1_700_000_000}, "invalid", "timestamp"),  # seconds
     ({"timestamp": 1.5e12}, "invalid", "timestamp"),
     ({"timestamp": True}, "invalid", "timestamp"),
+    ({"timestamp": "0001-01-01T00:00:00+14:00"}, "invalid", "timestamp"),  # cannot be said in UTC
+    ({"timestamp": "1970-01-20T16:13:20Z"}, "invalid", "timestamp"),  # seconds taken for milliseconds
     ({"timestamp": 10**30}, "invalid", "event"),
     ({"timestamp": 10**18}, "in_future", "timestamp"),
     ({"timestamp": -(10**15)}, "invalid", "timestamp"),
@@ -277,6 +279,7 @@ BAD_EVENTS = [
     ({"item_id": ["item-1"]}, "invalid", "item_id"),
     ({"type": ""}, "invalid", "type"),
     ({"type": 5}, "invalid", "type"),
+    ({"type": "a\0b"}, "invalid", "type"),
     ({"value": "5"}, "invalid", "value"),
     ({"value": True}, "invalid", "value"),
     ({"properties": {str(i): i for i in range(51)}}, "invalid", "properties"),
