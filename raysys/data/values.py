@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from raysys.data.arrow_values import python_values
+from raysys.data.arrow_values import Unreadable, python_values
 from raysys.data.cleaning import clean_text, id_problem
 from raysys.data.rejects import Problem
 
@@ -158,6 +158,8 @@ def as_text(value: Any) -> str:
         return value.isoformat()
     if isinstance(value, float) and value == value and abs(value) < _EXACT_FLOAT and value == int(value):
         return str(int(value))  # a nullable integer column of pandas
+    if isinstance(value, Unreadable):
+        raise BadValue("not_text", f"this is {value}")
     if isinstance(value, (list, dict)):
         raise BadValue("not_text", f"text was expected, but this is a {type(value).__name__}")
     return str(value)
