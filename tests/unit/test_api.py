@@ -382,6 +382,14 @@ async def test_a_bad_id_is_named(reader: httpx.AsyncClient, field: str, value: A
         assert body["errors"][0]["field"].startswith(field)
 
 
+async def test_of_a_body_that_is_wrong_all_over_not_every_fault_is_named(reader: httpx.AsyncClient) -> None:
+    response = await post(reader, "/v1/recommendations", {f"k{i}": 1 for i in range(101)})
+    body = assert_problem(response, 422, "invalid_input", "body")
+    assert "101 fields are wrong" in body["detail"]
+    response = await post(reader, "/v1/recommendations", {"history": ["", ""], "x" * 1_000: 1})
+    assert [error["field"] for error in response.json()["errors"]] == ["history[0]", "x" * 256 + "…"]
+
+
 async def test_too_many_ids_are_refused(reader: httpx.AsyncClient) -> None:
     many = [f"item-{i}" for i in range(1_001)]
     assert_problem(await post(reader, "/v1/recommendations", {"history": many}), 422, "invalid_input", "history")

@@ -162,6 +162,14 @@ def test_every_csv_line_is_read_or_reported_once(rows: list[str]) -> None:
     assert sum(map(whole.count, "12")) == sum("".join(lines).count(digit) for digit in "12")
 
 
+def test_quotes_that_stay_open_take_linear_time(tmp_path: Path) -> None:
+    # Every record reaches to the end of the file: read again from each line, that would be 10 GB.
+    path = write(tmp_path / "a.csv", "id,t\n" + 'x","z\n' * 20_000 + "1,ok\n")
+    batches = read_all(path, ["id"])
+    assert [row for batch in batches for row in batch.table["id"].to_pylist()] == ["1"]
+    assert sum(len(batch.rejects) for batch in batches) == 20_000
+
+
 # JSONL
 
 
