@@ -1,5 +1,6 @@
 """Python values of Arrow columns, whatever their type, without losing what Arrow holds and Python does not."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,16 +9,28 @@ import pyarrow as pa
 TIME = pa.timestamp("us", "UTC")
 LIST = pa.list_(pa.string())
 
+# A date after the year 9999, a zone that there is not, bytes that are no UTF-8 inside of something.
+_BEYOND = (ValueError, OverflowError, LookupError, pa.ArrowException)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a value of an Arrow column that Python has nothing for."""
+
+    kind: str
+
+    def __str__(self) -> str:
+        return f"a {self.kind} beyond what can be read"
 
 
 def python_values(column: pa.ChunkedArray) -> list[Any]:
     """Python values of a column of any type.
 
     Text keeps bytes that are no UTF-8 as lone surrogates. Times with a zone become aware datetimes (nanoseconds
-    cut), those without become naive ones.
+    cut), those without become naive ones. A value that Python cannot hold becomes an Unreadable.
     """
     if isinstance(column.type, pa.DictionaryType):
         column = column.cast(column.type.value_type)
@@ -29,8 +42,18 @@ def python_values(column: pa.ChunkedArray) -> list[Any]:
     if is_list(kind) and is_text(kind.value_type):
         lists = column.cast(pa.large_list(pa.large_binary())).to_pylist()
         return [None if value is None else [_decode(e) for e in value if e is not None] for value in lists]
-    values: list[Any] = column.to_pylist()
+    try:
+        values: list[Any] = column.to_pylist()
+    except _BEYOND:
+        return [_value(scalar) for scalar in column]
     return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except _BEYOND:
+        return Unreadable(str(scalar.type))
 
 
 def is_text(kind: pa.DataType) -> bool:

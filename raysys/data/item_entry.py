@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from raysys.config import ItemRules
 from raysys.data import catalog
+from raysys.data.rejects import excerpt
 from raysys.data.values import BadValue
 from raysys.errors import InvalidInput
 from raysys.types import ItemDraft
@@ -44,9 +45,10 @@ class ItemEntry:
 
     def _read(self, name: str, value: Any) -> Any:
         if name not in self._parsers:
-            close = get_close_matches(name, self._parsers, n=1)
+            shown = excerpt(name)
+            close = get_close_matches(shown, self._parsers, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise InvalidInput(name, f"there is no such field; {hint}the catalogue has: {', '.join(self._parsers)}")
+            raise InvalidInput(shown, f"there is no such field; {hint}the catalogue has: {', '.join(self._parsers)}")
         if name == "item_id" and not isinstance(value, str):
             raise InvalidInput(name, "must be a string")
         if value is None or (isinstance(value, str) and name != "item_id" and not value.strip()):

@@ -9,22 +9,23 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raysys.data.csv_lines import BrokenLine, check_record, csv_records, text_lines
+from raysys.data.columns import listed
+from raysys.data.csv_lines import MAX_LINE_CHARS, BrokenLine, bounded_line, check_record, csv_records, text_lines
+from raysys.data.inflation import BATCH_CHARS, BATCH_ROWS, Meter, parquet_tables
 from raysys.data.rejects import Reject, excerpt
-from raysys.data.sources import Split, discover, open_root
+from raysys.data.sources import UNREADABLE, Split, discover, open_root
 from raysys.errors import ConfigError
 
 __all__ = ["BATCH_ROWS", "Batch", "Split", "columns_of", "discover", "read"]
 
-BATCH_ROWS = 16_384
-BATCH_CHARS = 32_000_000
 # Keys of JSON lines may differ from line to line; those of so many lines are taken for all.
 SAMPLED_LINES = 10_000
 
@@ -57,7 +58,7 @@ def columns_of(split: Split) -> list[str]:
         if split.format == "csv":
             return _header(split, csv_records(text_lines(stream)))
         keys: dict[str, None] = {}
-        for line in islice(stream, SAMPLED_LINES):
+        for line in islice(_lines(stream), SAMPLED_LINES):
             record = _parse_json(1, line)
             if isinstance(record, dict):
                 keys.update(dict.fromkeys(record))
@@ -70,7 +71,8 @@ def read(split: Split, columns: Sequence[str]) -> Iterator[Batch]:
     CSV values are strings, empty ones null; nothing is guessed, so "007" stays. A JSON column whose values are all of
     one kind keeps it (string, int64, float64, bool, list<string>); any other becomes strings, JSON text for what was
     none. A column of strings with lone surrogates becomes binary, for ``cleaning`` to see. Parquet keeps its types.
-    Raises ConfigError when the file cannot be opened, or a CSV or Parquet file lacks a column.
+    Raises ConfigError when the file cannot be opened or read to its end, when what comes out of it is more than 256 MB
+    and 200 times its size, and when a CSV or Parquet file lacks a column.
     """
     wanted = list(dict.fromkeys(columns))
     with _open(split) as stream:
@@ -89,10 +91,11 @@ def _open(split: Split) -> Iterator[Any]:
         if split.format == "parquet":
             raw = file_system.open_input_file(split.path)
         else:
-            raw = io.BufferedReader(file_system.open_input_stream(split.path, compression="detect"))
-        with raw:
-            yield raw
-    except (pa.ArrowInvalid, OSError) as error:
+            meter = Meter(split.path, file_system.get_file_info(split.path).size)
+            raw = _Metered(file_system.open_input_stream(split.path, compression="detect"), meter)
+        with raw if split.format == "parquet" else io.BufferedReader(raw) as stream:
+            yield stream
+    except UNREADABLE as error:
         raise ConfigError(f"{split.path}: cannot be read: {error}") from error
 
 
@@ -100,15 +103,14 @@ def _check_columns(split: Split, names: Sequence[str], wanted: Sequence[str]) ->
     for column in wanted:
         if names.count(column) != 1:
             problem = "has no" if column not in names else f"has {names.count(column)} columns named"
-            raise ConfigError(f"{split.path}: {problem} {column!r}. Its columns: {', '.join(map(repr, names))}.")
+            raise ConfigError(f"{split.path}: {problem} {column!r}. Its columns: {listed(names)}.")
 
 
 def _read_parquet(split: Split, stream: Any, wanted: list[str]) -> Iterator[Batch]:
-    file = pq.ParquetFile(stream)
-    _check_columns(split, file.schema_arrow.names, wanted)
+    schema = pq.read_schema(stream)
+    _check_columns(split, schema.names, wanted)
     row = split.first_row
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=list(split.row_groups), columns=wanted):
-        table = pa.Table.from_batches([batch]).select(wanted)
+    for table in parquet_tables(split, stream, schema, wanted):
         yield Batch(split.path, split.number, table, pa.array(range(row, row + len(table)), pa.int64()))
         row += len(table)
 
@@ -142,7 +144,7 @@ def _read_csv(split: Split, stream: Any, wanted: list[str]) -> Iterator[Batch]:
 
 def _read_jsonl(split: Split, stream: Any, wanted: list[str]) -> Iterator[Batch]:
     rows = _Rows(split, wanted)
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
         record = _parse_json(number, line)
@@ -155,7 +157,14 @@ def _read_jsonl(split: Split, stream: Any, wanted: list[str]) -> Iterator[Batch]
     yield from rows.rest()
 
 
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(partial(bounded_line, stream), b"")
+
+
 def _parse_json(number: int, line: bytes) -> dict[str, Any] | BrokenLine:
+    if len(line) > MAX_LINE_CHARS:
+        message = f"a line of more than {MAX_LINE_CHARS:,} bytes: write one JSON object a line"
+        return BrokenLine(number, "bad_json", message, line[:200].decode("utf-8", "replace"))
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -167,6 +176,25 @@ def _parse_json(number: int, line: bytes) -> dict[str, Any] | BrokenLine:
         message = f"a JSON object was expected, one a line, but this is a {type(record).__name__}"
         return BrokenLine(number, "bad_json", message, line[:200].decode("utf-8", "replace"))
     return record
+
+
+class _Metered(io.RawIOBase):
+    """A stream that does not give more than its meter lets through."""
+
+    def __init__(self, stream: pa.NativeFile, meter: Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n_bytes: int = self._stream.readinto(buffer)
+        self._meter.add(n_bytes)
+        return n_bytes
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class _Rows:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 
@@ -49,6 +49,12 @@ class Problem:
     message: str
 
 
+@overload
+def excerpt(value: None) -> None: ...
+@overload
+def excerpt(value: str) -> str: ...
+@overload
+def excerpt(value: Any) -> str | None: ...
 def excerpt(value: Any) -> str | None:
     """The beginning of a value as text that any file can hold; None for None."""
     if value is None:

@@ -22,6 +22,8 @@ SUFFIXES: dict[str, Format] = {
     ".ndjson": "jsonl",
 }
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+# What the libraries that open files raise where one is not what it says it is.
+UNREADABLE = (pa.ArrowException, OSError, UnicodeError)
 # Row groups smaller than this are read together: a piece should be worth a task.
 MIN_SPLIT_ROWS = 1_024
 
@@ -135,7 +137,7 @@ def _row_group_pieces(file_system: pafs.FileSystem, path: str) -> list[tuple[tup
     try:
         with file_system.open_input_file(path) as stream:
             footer = pq.read_metadata(stream)
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path}: this is not a readable Parquet file: {error}") from error
     pieces: list[tuple[tuple[int, ...], int]] = []
     groups: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from raysys.data.arrow_values import python_values
+from raysys.data.arrow_values import Unreadable, python_values
 from raysys.data.cleaning import clean_text, id_problem
 from raysys.data.rejects import Problem
 
@@ -19,6 +19,7 @@ Parser = Callable[[Any], Any]
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,40}")
 _TRUE, _FALSE = {"true", "yes", "1"}, {"false", "no", "0"}
+_MAX_LABELS = 1_000
 _EXACT_FLOAT = 2**53  # beyond it a float does not hold every integer
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Milliseconds below this are before 1973, and far more likely seconds; seconds above it are after the year 5138.
@@ -139,6 +140,8 @@ def list_parser(separator: str, max_chars: int) -> Parser:
         else:
             text = as_text(value)
             parts = text.split(separator) if separator else [text]
+        if len(parts) > _MAX_LABELS:
+            raise BadValue("too_many", f"a list may hold {_MAX_LABELS:,} values, and this one has {len(parts):,}")
         cleaned = (clean_text(part, max_chars) for part in parts)
         return list(dict.fromkeys(part for part in cleaned if part))
 
@@ -155,6 +158,8 @@ def as_text(value: Any) -> str:
         return value.isoformat()
     if isinstance(value, float) and value == value and abs(value) < _EXACT_FLOAT and value == int(value):
         return str(int(value))  # a nullable integer column of pandas
+    if isinstance(value, Unreadable):
+        raise BadValue("not_text", f"this is {value}")
     if isinstance(value, (list, dict)):
         raise BadValue("not_text", f"text was expected, but this is a {type(value).__name__}")
     return str(value)

@@ -27,14 +27,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from raysys.errors import InvalidInput, UnknownField
 
 MAX_DEPTH = 5
 MAX_CONDITIONS = 256
+MAX_CLAUSES = 1_024  # conditions and filters: those that hold nothing cost time as well
 MAX_IN_VALUES = 1_000
+MAX_VALUES = 10_000  # in all lists of a filter together
 MAX_STRING_BYTES = 1_024
+MAX_NAME_CHARS = 256
 
 Mask = NDArray[np.bool_]
 Scalar = bool | int | float | str
@@ -62,13 +76,13 @@ _EXAMPLES: dict[Kind, str] = {
 
 def _limited(value: Any) -> Any:
     if not isinstance(value, (bool, int, float, str)):
-        raise ValueError("must be a string, a number, true or false")
+        raise PydanticCustomError("bad_value", "must be a string, a number, true or false")
     if isinstance(value, str):
         return _limited_text(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("must be a finite number")
+        raise PydanticCustomError("bad_value", "must be a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError("must fit into 64 bits")
+        raise PydanticCustomError("bad_value", "must fit into 64 bits")
     return value
 
 
@@ -76,14 +90,24 @@ def _limited_text(text: str) -> str:
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode, without lone surrogates") from None
+        raise PydanticCustomError("bad_value", "must be valid Unicode, without lone surrogates") from None
     if size_bytes > MAX_STRING_BYTES:
-        raise ValueError(f"must have at most {MAX_STRING_BYTES} bytes ({size_bytes} given)")
+        message = f"must have at most {MAX_STRING_BYTES} bytes ({size_bytes} given)"
+        raise PydanticCustomError("bad_value", message)
     return text
 
 
-Value = Annotated[Scalar, BeforeValidator(_limited)]
-Name = Annotated[str, Field(min_length=1, max_length=256)]
+def given(name: str) -> dict[str, Any]:
+    """The JSON Schema of an object in which this field is there and not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+_VALUE_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "boolean"}, {"type": "number"}, {"type": "string", "maxLength": MAX_STRING_BYTES}],
+    "description": f"Whole numbers have 64 bits at most, texts {MAX_STRING_BYTES:,} UTF-8 bytes.",
+}
+Value = Annotated[Scalar, BeforeValidator(_limited), WithJsonSchema(_VALUE_SCHEMA)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
 class _Part(BaseModel):
@@ -92,6 +116,8 @@ class _Part(BaseModel):
 
 class Range(_Part):
     """Bounds of a number or a time. At least one is given; all given ones hold."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [given(name) for name in ("gte", "gt", "lt", "lte")]})
 
     gte: Value | None = None
     gt: Value | None = None
@@ -112,10 +138,14 @@ class Range(_Part):
 class Condition(_Part):
     """One field, one operator. An empty ``in`` matches nothing."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [given(name) for name in ("match", "range", "in", "exists")]})
+
     field: Name
     match: Value | None = None
     range: Range | None = None
-    any_of: Annotated[tuple[Value, ...], Field(max_length=MAX_IN_VALUES)] | None = Field(default=None, alias="in")
+    any_of: Annotated[tuple[Value, ...], Field(max_length=MAX_IN_VALUES, fail_fast=True)] | None = Field(
+        default=None, alias="in"
+    )
     exists: Annotated[bool, Field(strict=True)] | None = None
 
     def values(self) -> Iterator[tuple[str, Scalar]]:
@@ -144,11 +174,14 @@ Clause = Annotated[
     Annotated[Condition, Tag("condition")] | Annotated["Filter", Tag("filter")],
     Discriminator(_tag),
 ]
-Clauses = Annotated[tuple[Clause, ...], Field(max_length=MAX_CONDITIONS)]
+Clauses = Annotated[tuple[Clause, ...], Field(max_length=MAX_CONDITIONS, fail_fast=True)]
 
 
 class Filter(_Part):
-    """A tree of conditions; what it means is said at the top of this module. Frozen and hashable."""
+    """A tree of conditions: all of ``must`` hold, one of ``should`` and none of ``must_not``. Frozen and hashable.
+
+    Nested 5 deep at most, with 256 conditions at most, and 10,000 values in all lists of ``in`` together.
+    """
 
     must: Clauses = ()
     should: Clauses = ()
@@ -160,22 +193,60 @@ class Filter(_Part):
             for i, clause in enumerate(getattr(self, name)):
                 yield f"{name}[{i}]", clause
 
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_built(cls, raw: Any) -> Any:
+        _check_size(raw)
+        return raw
+
     @model_validator(mode="after")
     def _is_small(self) -> "Filter":
-        depth, conditions = _size(self)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"may be nested {MAX_DEPTH} deep at most")
+        conditions = _n_conditions(self)
         if conditions > MAX_CONDITIONS:
-            raise ValueError(f"may hold {MAX_CONDITIONS} conditions at most ({conditions} given)")
+            raise _too_large(f"may hold {MAX_CONDITIONS} conditions at most ({conditions} given)")
         return self
 
 
-def _size(clause: "Condition | Filter") -> tuple[int, int]:
-    """(depth, number of conditions); a condition has depth 0."""
+def _check_size(raw: Any) -> None:
+    """Refuse what is too deep or too wide before anything is made of it: that alone takes seconds."""
+    level, n_clauses, n_values = [raw], 0, 0
+    for depth in range(MAX_DEPTH + 1):
+        if depth == MAX_DEPTH and any(_tag(clause) == "filter" for clause in level):
+            raise _too_large(f"may be nested {MAX_DEPTH} deep at most")
+        inner = [each for clause in level for each in _inner(clause)]
+        n_clauses += len(inner)
+        n_values += sum(_n_values(clause) for clause in level)
+        if n_clauses > MAX_CLAUSES:
+            raise _too_large(f"may hold {MAX_CLAUSES} conditions and filters at most")
+        if n_values > MAX_VALUES:
+            raise _too_large(f"may hold {MAX_VALUES} values at most, in all its lists together")
+        level = inner
+
+
+def _too_large(message: str) -> PydanticCustomError:
+    return PydanticCustomError("filter_too_large", message)
+
+
+def _inner(clause: Any) -> list[Any]:
+    """The clauses of a filter, read or not."""
+    if isinstance(clause, Filter):
+        return [each for _, each in clause.clauses()]
+    if not isinstance(clause, dict) or _tag(clause) == "condition":
+        return []
+    parts = [clause.get(name) for name in ("must", "should", "must_not")]
+    return [each for part in parts if isinstance(part, (list, tuple)) for each in part]
+
+
+def _n_values(clause: Any) -> int:
+    """How many values a condition lists, read or not."""
+    values = clause.get("in") if isinstance(clause, dict) else getattr(clause, "any_of", None)
+    return len(values) if isinstance(values, (list, tuple)) else 0
+
+
+def _n_conditions(clause: "Condition | Filter") -> int:
     if isinstance(clause, Condition):
-        return 0, 1
-    sizes = [_size(inner) for _, inner in clause.clauses()]
-    return 1 + max((depth for depth, _ in sizes), default=0), sum(count for _, count in sizes)
+        return 1
+    return sum(_n_conditions(inner) for _, inner in clause.clauses())
 
 
 def parse(raw: Any, path: str = "filter") -> Filter:
@@ -195,7 +266,7 @@ def error_path(location: tuple[int | str, ...], path: str = "filter") -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         elif not (isinstance(previous, int) and step in ("condition", "filter")):
-            path += f".{step}"
+            path += f".{step}" if len(step) <= MAX_NAME_CHARS else f".{step[:MAX_NAME_CHARS]}…"
         previous = step
     return path
 

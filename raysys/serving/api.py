@@ -24,10 +24,10 @@ from raysys.serving.service import Service
 from raysys.serving.snapshots import Snapshots
 
 LISTS = frozenset({"/v1/recommendations", "/v1/similar", "/v1/search", "/v1/rank"})
+REFUSALS: dict[int | str, str] = {401: "No key, or none that is known", 403: "The key lacks the scope"}
 PROBLEMS: dict[int | str, str] = {
     400: "Not JSON",
-    401: "No key, or none that is known",
-    403: "The key lacks the scope",
+    **REFUSALS,
     404: "Unknown item, unknown snapshot",
     409: "Contradicts what was settled before, or the snapshot was refused",
     413: "Body too large",
@@ -36,6 +36,8 @@ PROBLEMS: dict[int | str, str] = {
     503: "Try again",
 }
 REF = "#/components/schemas/{model}"
+# Each of a batch is read on its own, so what is sent may be any object; this is what it should be.
+ENTRIES = {"EventsBody": ("events", "EventBody"), "UsersBody": ("users", "UserEntry")}
 
 
 class Health(Protocol):
@@ -161,24 +163,37 @@ def _operation_id(path: str) -> str:
 
 def _responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The answer, and what every route may say instead."""
-    schema = {"application/problem+json": {"schema": {"$ref": REF.format(model="Problem")}}}
-    return {200: {"model": answer}} | {
-        status: {"description": text, "content": schema} for status, text in PROBLEMS.items()
-    }
+    return {200: {"model": answer}} | {status: _problem(text) for status, text in PROBLEMS.items()}
+
+
+def _problem(text: str) -> dict[str, Any]:
+    schema = {"$ref": REF.format(model="Problem")}
+    return {"description": text, "content": {"application/problem+json": {"schema": schema}}}
 
 
 def _add_operations(app: FastAPI, metrics: Metrics, health: Health, guard: Guard) -> None:
-    @app.get("/livez", summary="Is this process alive?")
+    refusals = {status: _problem(text) for status, text in REFUSALS.items()}
+
+    @app.get("/livez", summary="Is this process alive?", responses={200: {"model": schemas.AliveAnswer}})
     async def livez() -> Response:
         return _json({"alive": True})
 
-    @app.get("/readyz", summary="Can requests be answered?")
+    states: dict[int | str, dict[str, Any]] = {
+        200: {"model": schemas.ReadyAnswer},
+        503: {"model": schemas.ReadyAnswer, "description": "Not yet, or not now"},
+    }
+
+    @app.get("/readyz", summary="Can requests be answered?", responses=states | refusals)
     async def readyz(request: Request) -> Response:
         ready, state = await health.ready()
         details = {**state, **guard.status()} if guard.tells_details(request.scope) else {}
         return _json({"ready": ready, **details}, 200 if ready else 503)
 
-    @app.get("/metrics", summary="Prometheus metrics of this replica")
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get(
+        "/metrics", summary="Prometheus metrics of this replica", responses=text | refusals, response_class=Response
+    )
     async def export() -> Response:
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
@@ -210,7 +225,12 @@ def _describe(app: FastAPI) -> None:
     def with_bodies() -> dict[str, Any]:
         described = document()
         _, definitions = models_json_schema([(body, "validation") for body in bodies], ref_template=REF)
-        described.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        named = described.setdefault("components", {}).setdefault("schemas", {})
+        named.update(definitions["$defs"])
+        for body, (field, entry) in ENTRIES.items():
+            named[body]["properties"][field]["items"] = {
+                "anyOf": [{"$ref": REF.format(model=entry)}, {"type": "object"}]
+            }
         _secure(described)
         return described
 

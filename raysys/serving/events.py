@@ -13,7 +13,7 @@ from raysys.profile.fold import canonical_kind, expires_s
 from raysys.serving import schemas
 from raysys.serving.current import InUse
 from raysys.serving.edge import Metrics
-from raysys.serving.problems import field_path
+from raysys.serving.problems import faults
 from raysys.state.protocol import StateStore
 from raysys.types import Event, user_key
 
@@ -74,8 +74,8 @@ def read_event(raw: Mapping[str, Any], settings: ProfileSettings, now_s: float) 
     try:
         body = schemas.EventBody.model_validate_json(orjson.dumps(raw))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidInput("invalid", f"{field_path(first['loc'])}: {first['msg']}") from error
+        first = faults(error)[0]
+        raise InvalidInput("invalid", f"{first.field}: {first.message}") from error
     except orjson.JSONEncodeError as error:  # a whole number of more than 64 bits, a lone surrogate
         raise InvalidInput("invalid", f"event: {error}") from error
     timestamp_s = body.timestamp_s(now_s)

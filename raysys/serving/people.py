@@ -21,7 +21,7 @@ from raysys.profile.reader import Profiles
 from raysys.serving import schemas
 from raysys.serving.current import Current, InUse
 from raysys.serving.impressions import ImpressionLog
-from raysys.serving.problems import field_path
+from raysys.serving.problems import faults
 from raysys.state.protocol import History, StateStore
 from raysys.types import Event, Person, Profile, Vectors, user_key
 
@@ -267,9 +267,9 @@ def read_user(raw: Mapping[str, Any]) -> schemas.UserEntry:
     try:
         return schemas.UserEntry.model_validate_json(orjson.dumps(raw))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = field_path(first["loc"])
-        raise InvalidInput(field, _no_field(field) if first["type"] == "extra_forbidden" else first["msg"]) from error
+        first = faults(error)[0]
+        message = _no_field(first.field) if first.code == "extra_forbidden" else first.message
+        raise InvalidInput(first.field, message) from error
     except orjson.JSONEncodeError as error:  # a whole number of more than 64 bits, a lone surrogate
         raise InvalidInput("user", str(error)) from error
 

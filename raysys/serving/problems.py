@@ -30,7 +30,7 @@ from raysys.errors import (
     UnknownItem,
     UnknownSnapshot,
 )
-from raysys.index.filters import error_path
+from raysys.index.filters import MAX_NAME_CHARS, error_path
 from raysys.serving import schemas
 from raysys.serving.schemas import EventsBody, FieldError, ItemsBody, Problem, UsersBody
 
@@ -53,6 +53,7 @@ STATUS: list[tuple[type[Exception], int, str]] = [
 ]
 
 BATCHES = {body.__name__ for body in (EventsBody, ItemsBody, UsersBody)}
+MAX_ERRORS = 100  # named in one answer
 CLIENT_CLOSED_REQUEST = 499  # as in nginx; only metrics see it
 
 log = logging.getLogger(__name__)
@@ -85,24 +86,40 @@ def problem(
 
 
 def on_invalid_body(request: Request, error: Exception) -> Response:
-    """A body that does not fit its schema: every wrong value by its path."""
+    """A body that does not fit its schema: every wrong value by its path; of a list, the first."""
     assert isinstance(error, ValidationError)  # noqa: S101  # registered for this class only
-    errors = [
-        FieldError(field=field_path(e["loc"]), code=e["type"], message=_message(error.title, e))
-        for e in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
+    errors = faults(error)
     status, code = _status_of(error.title, errors)
     return problem(request, status, code, "; ".join(f"{e.field}: {e.message}" for e in errors[:3]), errors)
 
 
+def faults(error: ValidationError) -> list[FieldError]:
+    """What is wrong, value by value; one fault that says how much, where to name it all takes seconds."""
+    if error.error_count() > MAX_ERRORS:
+        message = f"{error.error_count():,} fields are wrong or unknown here; /openapi.json says what there may be"
+        return [FieldError(field="body", code="too_many_errors", message=message)]
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return [
+        FieldError(field=field_path(each["loc"]), code=each["type"], message=_message(error.title, each))
+        for each in found
+        if not (each["type"] == "too_short" and any(_is_inside(other["loc"], each["loc"]) for other in found))
+    ]
+
+
 def _message(body: str, error: ErrorDetails) -> str:
     """What is wrong; of a field of the body itself that is not known, which are."""
-    if error["type"] != "extra_forbidden" or len(error["loc"]) > 1:
-        return error["msg"].removeprefix("Value error, ")
-    known = list(getattr(schemas, body).model_fields)
-    close = get_close_matches(str(error["loc"][0]), known, n=1)
+    model = getattr(schemas, body, None)
+    if error["type"] != "extra_forbidden" or len(error["loc"]) > 1 or model is None:
+        return error["msg"].removeprefix("Value error, ").replace("Tuple", "List", 1)
+    known = list(model.model_fields)
+    close = get_close_matches(str(error["loc"][0])[:MAX_NAME_CHARS], known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"there is no such field; {hint}Known: {', '.join(known)}" if known else "this body has no fields"
+
+
+def _is_inside(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    """A list whose only element is wrong is not empty, though pydantic says so too."""
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _status_of(body: str, errors: list[FieldError]) -> tuple[int, str]:

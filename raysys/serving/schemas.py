@@ -4,11 +4,20 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from raysys.config import IndexSettings
-from raysys.index.filters import Filter
+from raysys.index.filters import Filter, given
 
 MAX_LIMIT = 500
 MAX_IDS = 1_000
@@ -19,6 +28,7 @@ MAX_QUERY_CHARS = 4_000
 MAX_CAPS = 10
 MAX_PROMOTIONS = 50
 MAX_LABEL_CHARS = 100
+MAX_KIND_CHARS = 64
 MAX_ID_BYTES = 256
 MILLISECONDS_FROM = 10**11  # smaller numbers are seconds by mistake: 10**11 ms is March 1973
 
@@ -26,6 +36,12 @@ MILLISECONDS_FROM = 10**11  # smaller numbers are seconds by mistake: 10**11 ms 
 def _check_id(value: str) -> str:
     if "\0" in value or not 1 <= len(value.encode()) <= MAX_ID_BYTES:
         raise PydanticCustomError("bad_id", f"an id has 1 to {MAX_ID_BYTES} UTF-8 bytes and no NUL")
+    return value
+
+
+def _check_kind(value: str) -> str:
+    if "\0" in value:  # no store keeps it, and the whole batch would be refused
+        raise PydanticCustomError("bad_kind", "must not hold a NUL character")
     return value
 
 
@@ -41,16 +57,29 @@ def _check_explain(value: Any) -> Any:
     return value
 
 
+# What the document says of an id. Characters are all that JSON Schema counts; the limit is in bytes.
+ID_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_BYTES,
+    "pattern": "^[^\\u0000]*$",
+    "description": f"Of 1 to {MAX_ID_BYTES} UTF-8 bytes, without NUL.",
+}
+TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_QUERY_CHARS, "pattern": r"\S"}
+ONE_IDENTITY: dict[str, Any] = {"oneOf": [given("user_id"), given("session_id")]}
+
 Explain = Annotated[Literal[False, True, "full"], BeforeValidator(_check_explain)]
-Id = Annotated[str, AfterValidator(_check_id)]
-Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS)]
+Id = Annotated[str, AfterValidator(_check_id), WithJsonSchema(ID_SCHEMA)]
+Ids = Annotated[tuple[Id, ...], Field(max_length=MAX_IDS, fail_fast=True)]
 Evidence = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES + len("text:"))]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1)]
 FieldName = Annotated[str, Field(min_length=1, max_length=256)]
 Language = Annotated[str, Field(min_length=1, max_length=35)]
+LABEL_SCHEMA = TEXT_SCHEMA | {"maxLength": MAX_LABEL_CHARS}
 SnapshotId = Annotated[str, Field(pattern="^[0-9A-Za-z-]{1,64}$")]
-Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_check_text), WithJsonSchema(LABEL_SCHEMA)]
+Text = Annotated[str, Field(max_length=MAX_QUERY_CHARS), AfterValidator(_check_text), WithJsonSchema(TEXT_SCHEMA)]
 
 
 class Body(BaseModel):
@@ -61,6 +90,8 @@ class Body(BaseModel):
 
 class Person(Body):
     """Who asks and what is known of them: any mix of a stored profile, items, and free text."""
+
+    model_config = ConfigDict(json_schema_extra={"not": {"allOf": [given("user_id"), given("session_id")]}})
 
     user_id: Id | None = Field(default=None, description="A user with a stored profile; an unknown one is fine.")
     session_id: Id | None = Field(default=None, description="An anonymous visitor; instead of user_id.")
@@ -88,9 +119,7 @@ class PromotionBody(Body):
 
     item_id: Id
     slot: Limit
-    label: Annotated[str, Field(max_length=MAX_LABEL_CHARS), AfterValidator(_check_text)] | None = Field(
-        default=None, description="Comes back with the item, such as `Ad`."
-    )
+    label: Label | None = Field(default=None, description="Comes back with the item, such as `Ad`.")
 
 
 class RecommendBody(Person):
@@ -103,9 +132,9 @@ class RecommendBody(Person):
     calibration: Share | None = Field(
         default=None, description="How much the list follows the mix of categories that the person has; 0 = off."
     )
-    caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS)] = ()
+    caps: Annotated[tuple[CapBody, ...], Field(max_length=MAX_CAPS, fail_fast=True)] = ()
     one_per: FieldName | None = Field(default=None, description="A field, such as a series: one item of each value.")
-    promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS)] = ()
+    promotions: Annotated[tuple[PromotionBody, ...], Field(max_length=MAX_PROMOTIONS, fail_fast=True)] = ()
     explain: Explain = Field(
         default=False,
         description="Whether each item comes with its reasons; `full`: also with what would be without the main one.",
@@ -119,7 +148,7 @@ class RecommendBody(Person):
 class RankBody(Person):
     """Ask for an order of given items."""
 
-    items: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+    items: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 class SimilarBody(Body):
@@ -141,37 +170,51 @@ class SearchBody(Body):
 class ItemIdsBody(Body):
     """Items by id: to read, hide, show again, or delete."""
 
-    item_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS)]
+    item_ids: Annotated[tuple[Id, ...], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 class ItemsBody(Body):
     """Items to write. Each is checked on its own: a bad one is rejected by its index, the others go in."""
 
-    items: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class EventsBody(Body):
     """A batch of events. Each is checked on its own: a bad one is rejected by its index, the others go in."""
 
-    events: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_EVENTS)]
+    events: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_EVENTS, fail_fast=True)]
 
 
 def _check_time(value: datetime | int) -> datetime | int:
     if isinstance(value, int) and value < MILLISECONDS_FROM:
         raise PydanticCustomError("not_milliseconds", "a number must be UTC epoch milliseconds, this is too small")
+    if isinstance(value, datetime) and value.timestamp() * 1e3 < MILLISECONDS_FROM:
+        raise PydanticCustomError("too_early", "a time before March 1973 cannot be when this happened")
     return value
+
+
+TIME_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "string", "format": "date-time"}, {"type": "integer", "minimum": MILLISECONDS_FROM}]
+}
+KIND_SCHEMA = ID_SCHEMA | {"maxLength": MAX_KIND_CHARS, "description": "Of 1 to 64 characters, without NUL."}
+Kind = Annotated[
+    str, Field(min_length=1, max_length=MAX_KIND_CHARS), AfterValidator(_check_kind), WithJsonSchema(KIND_SCHEMA)
+]
+Time = Annotated[AwareDatetime | int, AfterValidator(_check_time), WithJsonSchema(TIME_SCHEMA)]
 
 
 class EventBody(Body):
     """One event. ``timestamp``: RFC 3339 with an offset, or integer epoch milliseconds; now where left out."""
 
+    model_config = ConfigDict(json_schema_extra=ONE_IDENTITY)
+
     event_id: Id
-    type: Annotated[str, Field(min_length=1, max_length=64)]
+    type: Kind
     user_id: Id | None = None
     session_id: Id | None = None
     item_id: Id | None = None
     value: float | None = None
-    timestamp: Annotated[AwareDatetime | int, AfterValidator(_check_time)] | None = None
+    timestamp: Time | None = None
     text: Annotated[str, Field(max_length=MAX_QUERY_CHARS)] | None = None
     recommendation_id: Id | None = None
     impressions: Ids = ()
@@ -205,11 +248,13 @@ class UserEntry(Body):
 class UsersBody(Body):
     """People to write. Each is checked on its own: a bad one is rejected by its index, the others go in."""
 
-    users: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_USERS)]
+    users: Annotated[tuple[dict[str, Any], ...], Field(min_length=1, max_length=MAX_USERS, fail_fast=True)]
 
 
 class UserBody(Body):
     """One person: a user, or a visitor without a user id. A session that was merged stands for its user."""
+
+    model_config = ConfigDict(json_schema_extra=ONE_IDENTITY)
 
     user_id: Id | None = None
     session_id: Id | None = None
@@ -228,9 +273,13 @@ class UserEditBody(UserBody):
     a sentence is deleted with either.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [ONE_IDENTITY, {"oneOf": [given("interest_id"), given("evidence")]}]}
+    )
+
     action: Literal["pin", "unpin", "mute", "unmute", "delete"]
     interest_id: Id | None = None
-    evidence: Annotated[tuple[Evidence, ...], Field(min_length=1, max_length=MAX_IDS)] | None = None
+    evidence: Annotated[tuple[Evidence, ...], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -275,7 +324,7 @@ class SnapshotRollbackBody(Body):
 class SnapshotGcBody(Body):
     """What to remove."""
 
-    keep: Annotated[int, Field(ge=1)] = Field(
+    keep: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=IndexSettings.model_fields["keep"].default,
         description="So many complete snapshots stay, the newest.",
     )
@@ -616,6 +665,20 @@ class SnapshotGcAnswer(BaseModel):
     removed: list[RemovalAnswer]
     freed_bytes: int
     dry_run: bool
+
+
+class AliveAnswer(BaseModel):
+    """It answers."""
+
+    alive: bool
+
+
+class ReadyAnswer(BaseModel):
+    """Whether requests can be answered, and for operators the state of each part."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ready: bool
 
 
 class FieldError(BaseModel):

@@ -264,6 +264,8 @@ BAD_EVENTS = [
     ({"timestamp": 1_700_000_000}, "invalid", "timestamp"),  # seconds
     ({"timestamp": 1.5e12}, "invalid", "timestamp"),
     ({"timestamp": True}, "invalid", "timestamp"),
+    ({"timestamp": "0001-01-01T00:00:00+14:00"}, "invalid", "timestamp"),  # cannot be said in UTC
+    ({"timestamp": "1970-01-20T16:13:20Z"}, "invalid", "timestamp"),  # seconds taken for milliseconds
     ({"timestamp": 10**30}, "invalid", "event"),
     ({"timestamp": 10**18}, "in_future", "timestamp"),
     ({"timestamp": -(10**15)}, "invalid", "timestamp"),
@@ -278,6 +280,7 @@ BAD_EVENTS = [
     ({"item_id": ["item-1"]}, "invalid", "item_id"),
     ({"type": ""}, "invalid", "type"),
     ({"type": 5}, "invalid", "type"),
+    ({"type": "a\0b"}, "invalid", "type"),
     ({"value": "5"}, "invalid", "value"),
     ({"value": True}, "invalid", "value"),
     ({"properties": {str(i): i for i in range(51)}}, "invalid", "properties"),
@@ -386,6 +389,14 @@ async def test_a_bad_id_is_named(reader: httpx.AsyncClient, field: str, value: A
     assert response.status_code in (400, 422)
     if response.status_code == 422:
         assert body["errors"][0]["field"].startswith(field)
+
+
+async def test_of_a_body_that_is_wrong_all_over_not_every_fault_is_named(reader: httpx.AsyncClient) -> None:
+    response = await post(reader, "/v1/recommendations", {f"k{i}": 1 for i in range(101)})
+    body = assert_problem(response, 422, "invalid_input", "body")
+    assert "101 fields are wrong" in body["detail"]
+    response = await post(reader, "/v1/recommendations", {"history": ["", ""], "x" * 1_000: 1})
+    assert [error["field"] for error in response.json()["errors"]] == ["history[0]", "x" * 256 + "…"]
 
 
 async def test_too_many_ids_are_refused(reader: httpx.AsyncClient) -> None:

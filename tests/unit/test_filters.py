@@ -125,6 +125,8 @@ def test_a_must_not_on_a_null_keeps_the_item():
         ([], "filter", ""),
         ({"must": [{"field": "year", "match": 1}] * 257}, "filter.must", "256"),
         ({"must": [{"must": [{"field": "year", "match": 1}] * 200}] * 2}, "filter", "400 given"),
+        ({"must": [{"must": [{}] * 200}] * 6}, "filter", "1024 conditions and filters"),
+        ({"must": [{"field": "year", "in": [1] * 1_000}] * 11}, "filter", "10000 values"),
     ],
 )
 def test_a_malformed_filter_is_refused_with_the_path_of_the_fault(raw, path, says):

@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import pickle
 from collections.abc import Sequence
@@ -154,11 +155,19 @@ def test_a_bad_csv_header_is_a_config_error(tmp_path: Path, content: bytes, word
 @given(st.lists(st.sampled_from(['a,"b', "1,2", 'x"y,2', '"a""b",2', "1", '"', '"1\n2",3', '"q" x,1']), max_size=12))
 def test_every_csv_line_is_read_or_reported_once(rows: list[str]) -> None:
     lines = [line + "\n" for row in rows for line in row.split("\n")]
-    found = list(csv_records(iter(lines)))
+    found = list(csv_records(io.StringIO("".join(lines), newline="")))
     begins = [record.line if isinstance(record, BrokenLine) else record[0] for record in found]
     assert begins == sorted(set(begins))
     whole = "".join(",".join(record[1]) if isinstance(record, tuple) else record.excerpt for record in found)
     assert sum(map(whole.count, "12")) == sum("".join(lines).count(digit) for digit in "12")
+
+
+def test_quotes_that_stay_open_take_linear_time(tmp_path: Path) -> None:
+    # Every record reaches to the end of the file: read again from each line, that would be 10 GB.
+    path = write(tmp_path / "a.csv", "id,t\n" + 'x","z\n' * 20_000 + "1,ok\n")
+    batches = read_all(path, ["id"])
+    assert [row for batch in batches for row in batch.table["id"].to_pylist()] == ["1"]
+    assert sum(len(batch.rejects) for batch in batches) == 20_000
 
 
 # JSONL
