@@ -220,3 +220,30 @@ cli.main()
     disk.free()
     assert run(command).returncode == 0
     print(f"state: {done.stderr.strip()}")
+
+
+def test_keys_are_as_they_were_where_one_more_finds_no_room(disk: SmallDisk) -> None:
+    file = disk.path / "keys.json"
+    create = disk.within([*CLI, "keys", "create", "--scope", "read", "--file", str(file), "--name"])
+    assert run([*create, "first"]).returncode == 0
+    content = (disk.seen / "keys.json").read_bytes()
+    disk.fill()
+    done = run([*create, "second"])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: cannot write the keys in {file}: No space left")
+    assert files_under(disk.seen) == {"keys.json", "ballast"}
+    assert (disk.seen / "keys.json").read_bytes() == content
+
+
+def test_any_other_command_says_it_in_one_line(disk: SmallDisk) -> None:
+    script = """
+import sys
+from pathlib import Path
+import raysys.cli as cli
+
+cli.app = lambda: Path(sys.argv[1]).write_text("x" * 10_000)
+cli.main()
+"""
+    disk.fill()
+    done = run(disk.within([sys.executable, "-c", script, str(disk.path / "report.json")]))
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
