@@ -31,7 +31,7 @@ from raysys.config import (
     parse,
 )
 from raysys.doctor import examine
-from raysys.errors import ConfigError, RaysysError
+from raysys.errors import ConfigError, RaysysError, of_worker
 
 if TYPE_CHECKING:
     from raysys.training.tune import Tuned
@@ -417,7 +417,7 @@ def main() -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {of_worker(error)}", style="red", markup=False)
     sys.exit(1)
 
 

@@ -13,7 +13,7 @@ from raysys.data import catalog, events, readers
 from raysys.data.sources import Split
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import EmbeddingStore
-from raysys.errors import CatalogError, SnapshotError
+from raysys.errors import CatalogError, SnapshotError, of_worker
 from raysys.index import leases
 from raysys.index.inventory import readable_bytes
 from raysys.index.manifest import MANIFEST
@@ -114,9 +114,9 @@ def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
     try:
         with _plan(settings, inputs, store, now_s) as plan:
             yield plan
-    except OSError as error:  # also what a worker of a cluster raised
+    except OSError as error:
         raise SnapshotError(
-            f"the build has stopped, what was published stays published: {error} "
+            f"the build has stopped, what was published stays published: {of_worker(error)} "
             f"({_free(store.root)}); the texts encoded so far are kept for the next run"
         ) from error
 
