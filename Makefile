@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-ray check format clean
+.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray check format clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -20,7 +20,7 @@ demo: install
 bench: install-dev
 	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick)
 
-test: test-unit test-hostile test-redis test-ray
+test: test-unit test-hostile test-redis test-chaos test-ray
 
 test-unit: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not redis" tests/unit
@@ -30,7 +30,10 @@ test-hostile: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/hostile
 
 test-redis: install-dev
-	$(BIN)/python -m pytest -m "redis and not ray"
+	$(BIN)/python -m pytest -m "redis and not ray" tests/unit tests/on_redis
+
+test-chaos: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
 
 test-ray: install-dev
 	$(BIN)/python -m pytest -m ray

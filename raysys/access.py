@@ -180,10 +180,13 @@ class KeyFile:
 
     def _replace(self, keys: tuple[Key, ...]) -> None:
         fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            # Without what is not set, so that versions that know no limits read files without any.
-            file.write(_Content(keys=keys).model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path)
+        try:
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                # Without what is not set, so that versions that know no limits read files without any.
+                file.write(_Content(keys=keys).model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+        finally:
+            fresh.unlink(missing_ok=True)
         sync(self.path.parent)  # or a power cut would bring a revoked key back

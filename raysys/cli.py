@@ -1,5 +1,6 @@
 """The `raysys` command. Each subcommand parses, calls the library, and prints."""
 
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
@@ -30,7 +31,7 @@ from raysys.config import (
     parse,
 )
 from raysys.doctor import examine
-from raysys.errors import ConfigError, RaysysError
+from raysys.errors import ConfigError, RaysysError, of_worker
 
 if TYPE_CHECKING:
     from raysys.training.tune import Tuned
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(snapshots.app, name="snapshots")
 console = Console(highlight=False, soft_wrap=True)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what says that a disk takes no more
 DATA_SUFFIXES = {".csv", ".parquet", ".jsonl"}
 keys = typer.Typer(no_args_is_help=True, help="The API keys that callers show.")
 app.add_typer(keys, name="keys")
@@ -407,8 +409,16 @@ def main() -> None:
     try:
         app()
     except RaysysError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {of_worker(error)}", style="red", markup=False)
+    sys.exit(1)
 
 
 def spread_items(argv: list[str]) -> list[str]:

@@ -161,3 +161,9 @@ class Overloaded(Unavailable):
 
 class SnapshotNotLoaded(Unavailable):
     """A shard does not hold the wanted snapshot (yet)."""
+
+
+def of_worker(error: Exception) -> Exception:
+    """What a worker of a cluster raised, where Ray has put it into an error whose message is the whole traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error

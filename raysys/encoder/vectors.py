@@ -64,11 +64,14 @@ class EmbeddingStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{uuid.uuid4().hex}.parquet"
         unfinished = path.with_suffix(".tmp")
-        with unfinished.open("wb") as file:
-            pq.write_table(table, file, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        try:
+            with unfinished.open("wb") as file:
+                pq.write_table(table, file, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)  # on a disk that is full it would take the room that is needed
         sync(self.folder)
         return path
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raysys.encoder.student import ABOUT, FOLDER, Student
 from raysys.index.contrast import Contrast
-from raysys.index.manifest import Manifest, read_manifest
+from raysys.index.manifest import Manifest, check_sizes, read_manifest, verify_common
 from raysys.index.shard_files import ShardFiles, rows_of
 from raysys.index.spaces import open_models
 from raysys.index.words import Vocabulary
@@ -157,3 +157,14 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def open_verified(folder: Path) -> Catalogue:
+    """The catalogue of a snapshot whose files all have their size, and those that belong to no shard their content too.
+
+    Raises SnapshotDamaged. Who searches a shard verifies that one.
+    """
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    verify_common(folder, manifest)
+    return Catalogue(folder)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -140,6 +140,23 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its record. Raises SnapshotDamaged that names the first one that differs."""
     for _, problem in file_problems(folder, manifest, contents=True):
         raise SnapshotDamaged(problem)
+
+
+def verify_shard(folder: Path, manifest: Manifest, number: int) -> None:
+    """As ``verify_files``, the files of one shard only."""
+    inside = f"{manifest.shards[number].folder}/"
+    _verify(folder, manifest, lambda name: name.startswith(inside))
+
+
+def verify_common(folder: Path, manifest: Manifest) -> None:
+    """As ``verify_files``, the files that belong to no shard."""
+    shards = tuple(f"{shard.folder}/" for shard in manifest.shards)
+    _verify(folder, manifest, lambda name: not name.startswith(shards))
+
+
+def _verify(folder: Path, manifest: Manifest, is_wanted: Callable[[str], bool]) -> None:
+    files = {name: record for name, record in manifest.files.items() if is_wanted(name)}
+    verify_files(folder, manifest.model_copy(update={"files": files}))
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

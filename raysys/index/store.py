@@ -36,11 +36,14 @@ log = logging.getLogger(__name__)
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name beside ``path``, flush to disk, rename. A reader sees the old or the new, whole."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # on a disk that is full it would take the room that is needed
     sync(path.parent)
 
 

@@ -16,7 +16,7 @@ from raysys.encoder.batching import encode_each
 from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import EncoderIdentity, Role
 from raysys.in_process import LocalRanker
-from raysys.index.catalogue import Catalogue
+from raysys.index.catalogue import open_verified
 from raysys.index.store import SnapshotStore
 from raysys.ranking.learned import open_ranker
 from raysys.serving.follower import Follower
@@ -118,7 +118,7 @@ class Gateway:
 
     async def _take(self, snapshot_id: str) -> None:
         """Use this snapshot from the next request on, once every shard holds it. Raises, and nothing changes."""
-        catalogue = Catalogue(self._store.folder(snapshot_id))
+        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id))
         identity = await call("encoder", lambda: self._encoder_handle.identity.remote(), START_DEADLINE_S)
         catalogue.manifest.check_encoder(identity)
         here = LocalRanker(self._settings.ranking, catalogue.folder)  # a damaged ranking is refused before it is used

@@ -14,7 +14,7 @@ from raysys.clock import Clock, SystemClock
 from raysys.config import ProfileSettings
 from raysys.errors import RaysysError, SnapshotMismatch, SnapshotNotLoaded
 from raysys.index.catalogue import Catalogue
-from raysys.index.manifest import Manifest
+from raysys.index.manifest import Manifest, read_manifest, verify_shard
 from raysys.index.shard_files import rows_of
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
@@ -102,12 +102,15 @@ class ShardHost:
                 ]
 
     def _open(self, snapshot_id: str) -> tuple[Shard, Manifest]:
-        catalogue = Catalogue(self._store.folder(snapshot_id))
-        if len(catalogue.shards) != self._n_shards:
+        folder = self._store.folder(snapshot_id)
+        manifest = read_manifest(folder)
+        if len(manifest.shards) != self._n_shards:
             raise SnapshotMismatch(
-                f"snapshot {snapshot_id} has {len(catalogue.shards)} shards, but {self._n_shards} are deployed: "
+                f"snapshot {snapshot_id} has {len(manifest.shards)} shards, but {self._n_shards} are deployed: "
                 "deploy the application again to change the number of shards"
             )
+        verify_shard(folder, manifest, self.number)  # a damaged index can end the process that opens it
+        catalogue = Catalogue(folder)
         shard = Shard(self.number, catalogue.shards[self.number], self._trends)
         shard.warm_up()
         return shard, catalogue.manifest

@@ -113,8 +113,10 @@ class SqliteState:
         """Open the file, or create it (0600, a missing parent folder 0700). Blocks.
 
         Raises ConfigError where the path cannot be used, is no such store, or was written by a newer version;
-        Unavailable where another process keeps the file locked for more than ``busy_timeout_s``.
+        Unavailable where another process keeps the file locked for more than ``busy_timeout_s``, as a write does,
+        however many wait before it.
         """
+        self._busy_timeout_s = busy_timeout_s
         self._path = Path(path)
         self._clock = SystemClock() if clock is None else clock
         # Two connections, so that a read never waits for the fsync of a write.
@@ -270,9 +272,12 @@ class SqliteState:
             yield self._reader
 
     async def _write(self, work: Callable[["_Writing"], _Result]) -> _Result:
-        """Do the work in one transaction."""
+        """Do the work in one transaction. The time that it waited for its turn is time that it waited for the lock."""
+        deadline_s = time.monotonic() + self._busy_timeout_s
 
         def transact() -> _Result:
+            left_ms = max(int(1_000 * (deadline_s - time.monotonic())), 0)
+            self._writer.execute(f"PRAGMA busy_timeout = {left_ms}").fetchall()
             with _transaction(self._writer, "IMMEDIATE"):
                 writing = _Writing(self._writer)
                 result = work(writing)

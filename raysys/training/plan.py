@@ -13,8 +13,9 @@ from raysys.data import catalog, events, readers
 from raysys.data.sources import Split
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.encoder.vectors import EmbeddingStore
-from raysys.errors import CatalogError
+from raysys.errors import CatalogError, SnapshotError, of_worker
 from raysys.index import leases
+from raysys.index.inventory import readable_bytes
 from raysys.index.manifest import MANIFEST
 from raysys.index.store import SnapshotStore
 from raysys.training import changes, prices
@@ -106,10 +107,22 @@ def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
     """The plan of one build, and an end without litter: whatever happens, nothing is left but a finished snapshot.
 
     Its lease says that the build runs, so that nobody collects what it writes. Raises what ``find_inputs`` and
-    ``changes.take_log`` raise.
+    ``changes.take_log`` raise, and SnapshotError for a disk that cannot be written or read.
     """
     inputs = find_inputs(settings)
     store = SnapshotStore(settings.index.root)
+    try:
+        with _plan(settings, inputs, store, now_s) as plan:
+            yield plan
+    except OSError as error:
+        raise SnapshotError(
+            f"the build has stopped, what was published stays published: {of_worker(error)} "
+            f"({_free(store.root)}); the texts encoded so far are kept for the next run"
+        ) from error
+
+
+@contextmanager
+def _plan(settings: BuildSettings, inputs: Inputs, store: SnapshotStore, now_s: float) -> Iterator[BuildPlan]:
     with store.locked():  # nobody looks for dead builds between the folders and the lease
         plan = make_plan(settings, inputs, store, now_s)
         lease = store.lease(plan.snapshot_id)
@@ -120,6 +133,14 @@ def planned(settings: BuildSettings, now_s: float) -> Iterator[BuildPlan]:
         if not plan.snapshot.exists():
             with suppress(OSError):
                 leases.forget(store.lease_path(plan.snapshot_id))
+
+
+def _free(root: Path) -> str:
+    """How much room there is, for people: the first thing to look at where a disk refuses."""
+    try:
+        return f"{readable_bytes(shutil.disk_usage(root).free)} are free under {root}"
+    except OSError as error:
+        return str(error)
 
 
 def _kept_if_finished(plan: BuildPlan, store: SnapshotStore) -> Iterator[BuildPlan]:

@@ -1,13 +1,17 @@
 """What the command line says about the index wins over the settings, and nonsense is refused before anything starts."""
 
+import errno
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
+from support import NOW_S, Shop
 from typer.testing import CliRunner
 
 from raysys.cli import app, with_index
 from raysys.config import BuildSettings, parse
-from raysys.errors import ConfigError
+from raysys.errors import ConfigError, SnapshotError
+from raysys.training.plan import planned
 
 SETTINGS = parse(
     BuildSettings, {"catalog": {"path": "x.csv"}, "index": {"shards": 3, "memory": "1GB", "recall": 0.9}}, "test"
@@ -27,3 +31,13 @@ def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, option: list
     result = CliRunner().invoke(app, ["build", str(tmp_path / "items.csv"), *option])
     assert isinstance(result.exception, ConfigError)
     assert "the command line is not valid" in str(result.exception)
+
+
+def test_what_a_worker_of_a_cluster_finds_full_is_one_line(shop: Shop, tmp_path: Path) -> None:
+    """Ray raises it again as an error whose message is the traceback of the worker."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(SnapshotError) as caught, planned(shop.settings(1, root=tmp_path), NOW_S):
+        raise RayTaskError("stage", "Traceback (most recent call last):\n  File x\nOSError", full).as_instanceof_cause()
+    assert "what was published stays published: [Errno 28] No space left on device (" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_dir() and path.name.startswith("20")]

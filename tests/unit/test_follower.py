@@ -105,6 +105,31 @@ async def test_a_bad_snapshot_leaves_the_old_one_in_use_and_says_why(store: Snap
     assert (made.taken, made.refused, taker.n_refused) == ("two", None, 2)
 
 
+async def test_a_damaged_snapshot_is_looked_at_less_and_less_often_and_another_one_at_once(
+    store: SnapshotStore, following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_s = 0.0
+    monkeypatch.setattr(follower.time, "monotonic", lambda: at_s)
+    monkeypatch.setattr(follower, "POLL_S", 1.0)
+    made, taker = following
+    point_to(store, "one")
+    await made.follow("current")
+    taker.bad["two"] = SnapshotError("damaged")
+    point_to(store, "two")
+    looked_s = []
+    for second in range(20):
+        at_s = float(second)
+        if made._is_due():
+            looked_s.append(second)
+            await poll(made)
+    assert looked_s == [0, 1, 3, 7, 15]
+    point_to(store, "three")
+    assert made._is_due()
+    await poll(made)
+    assert (made.taken, made.refused) == ("three", None)
+    assert made._is_due()
+
+
 async def test_going_back_after_a_refusal_clears_it(store: SnapshotStore, following) -> None:
     made, taker = following
     point_to(store, "one")

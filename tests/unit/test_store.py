@@ -152,6 +152,7 @@ def test_an_atomic_write_leaves_the_old_file_whole_when_it_fails(tmp_path: Path)
     with pytest.raises(TypeError):
         write_atomically(path, "not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
 
