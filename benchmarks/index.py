@@ -11,7 +11,8 @@ whose building takes longest, for the next run.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from raysys.types import Vectors
 
 DIM, WANTED = 384, 0.95
 LINKS, BUILD_BREADTH = 16, 200  # the peers' own defaults
-BREADTHS = [10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+BREADTHS = range(10, 513)
 SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)
 FILTERED = {"ivf_sq8", "ivf_rabitq", "hnsw_sq8"}
 BLOCK = 20_000
@@ -46,11 +47,11 @@ console = Console(width=160, highlight=False)
 
 @dataclass
 class Side:
-    """One of the things that take turns. efforts: to choose from, any order."""
+    """One of the things that take turns. efforts: to choose from, the least first."""
 
     name: str
     search: Search
-    efforts: list[Any]
+    efforts: Sequence[Any]
     n_bytes: int
     build_s: float
     effort: Any = None
@@ -76,11 +77,12 @@ def one_by_one(side: Side, queries: Vectors, k: int, effort: Any) -> tuple[Found
 
 
 def set_effort(side: Side, queries: Vectors, truth: NDArray[np.int32]) -> None:
-    """Of those that are good enough the least: in the order in which they are given."""
-    for effort in side.efforts:
-        side.effort = effort
-        if recall(side.search(queries, 10, effort), truth, 10) >= WANTED:
-            break
+    """The least that is good enough, found by halving: recall grows with effort. The most where none is."""
+
+    def is_enough(effort: Any) -> bool:
+        return recall(side.search(queries, 10, effort), truth, 10) >= WANTED
+
+    side.effort = side.efforts[bisect_left(side.efforts[:-1], True, key=is_enough)]
 
 
 def of_ours(index: VectorIndex, name: str, n_bytes: int, build_s: float) -> Side:
@@ -89,7 +91,7 @@ def of_ours(index: VectorIndex, name: str, n_bytes: int, build_s: float) -> Side
 
     breadths, refined = efforts(index.kind, index.n_indexed)
     enough = refined[len(refined) // 2]
-    chosen = [Effort(breadth, enough) for breadth in breadths]
+    chosen = [Effort(breadth, enough) for breadth in range(breadths[0], breadths[-1] + 1)]
     return Side(name, search, chosen, n_bytes, build_s)
 
 
@@ -219,13 +221,19 @@ def say(text: str) -> None:
     console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}")
 
 
+def effort_text(effort: Any) -> str:
+    if isinstance(effort, Effort):
+        return f"breadth {effort.breadth}, refined {effort.refined}"
+    return "" if effort is None else f"ef {effort}"
+
+
 def rows_of(sides: Iterable[Side], speeds: dict[str, dict[str, list[float]]]) -> Iterator[dict[str, Any]]:
     peer = speeds["hnswlib"]["one"] if "hnswlib" in speeds else None
     for side in sides:
         its = speeds[side.name]
         yield {
             "name": side.name,
-            "effort": str(side.effort),
+            "effort": effort_text(side.effort),
             "recall@10": round(side.recalls[0], 4),
             "recall@100": round(side.recalls[1], 4),
             "queries_per_s": Spread.of(its["one"]).as_dict(),
@@ -279,14 +287,14 @@ def main() -> None:
         set_effort(side, few, truth[: len(few)])
         found = [side.search(asked, k, side.effort) for k in (10, 100)]
         side.recalls = (recall(found[0], truth[n_queries:], 10), recall(found[1], truth[n_queries:], 100))
-        say(f"{side.name}: {side.effort}, recall@10 {side.recalls[0]:.3f}")
+        say(f"{side.name}: {effort_text(side.effort)}, recall@10 {side.recalls[0]:.3f}")
     rows = list(rows_of(sides, take_turns(sides, asked, rounds)))
     console.print(table(rows))
     masked = [
         row
         for side, index in built
         if index.kind in FILTERED
-        for row in filtered(index, vectors, asked[:50], for_filters(index, vectors))
+        for row in filtered(index, vectors, asked[:100], for_filters(index, vectors))
     ]
     for row in masked:
         console.print(row)
