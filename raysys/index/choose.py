@@ -4,11 +4,17 @@ Truth is the exact search over the same vectors. What is asked is half items of 
 own neighbours, and half what people's tastes are made of: means of neighbouring items, sharpened where that applies
 (``index.contrast``), which lie further from any item. A hit counts when it is as good as the worst of the true ones,
 so equal vectors do no harm.
+
+Filters are measured too: such as leave items by chance, and such as leave those near to some item, which most queries
+are far from, so that their hits lie scattered.
 """
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +23,16 @@ from numpy.typing import NDArray
 from raysys.config import IndexKind as Kind
 from raysys.errors import ConfigError
 from raysys.index.contrast import Contrast, Moments
-from raysys.index.kinds import TUNED_HITS, Effort, bytes_of, choose_kind, efforts, layout_of
-from raysys.index.vector_index import Metric, SearchResult, VectorIndex, build
+from raysys.index.kinds import TUNED_HITS, Effort, Filtered, bytes_of, choose_kind, efforts, layout_of, work_of
+from raysys.index.vector_index import Mask, Metric, SearchResult, VectorIndex, build
 from raysys.types import Vectors
 
 HITS = (10, TUNED_HITS)  # recall is measured, and wanted, among so many
 NEIGHBOURS = 5
 ROUNDS = 3
 TIMED_QUERIES = 50
-FILTERED_SHARE = 0.1
-NARROW = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+FILTERED_SHARES = (0.5, 0.1)
+FILTERED_SPARE = 0.3  # of what may be missed: other filters and queries are harder than those that are tried
 CONTRAST_ROWS = 20_000  # so many say enough about a covariance
 GRAPHS_UP_TO = 300_000  # vectors: linking more takes a core many minutes; ``index.kind: hnsw`` does it all the same
 TOLERANCE = 1e-6
@@ -57,6 +63,7 @@ class Trial:
     breadth: int = 0
     refined: int = 1
     narrow: float = 1.0
+    filtered: tuple[Filtered, ...] = ()
     recall_10: float | None = None
     recall_100: float | None = None
     queries_per_s: float | None = None
@@ -66,7 +73,7 @@ class Trial:
 
     @property
     def effort(self) -> Effort:
-        return Effort(self.breadth, self.refined, self.narrow)
+        return Effort(self.breadth, self.refined, self.narrow, self.filtered)
 
     def reaches(self, recall: float) -> bool:
         return (
@@ -88,11 +95,25 @@ class Trial:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Trial":
         """From what ``as_dict`` gives."""
-        return cls(**values)
+        filtered = tuple(Filtered(**each) for each in values.get("filtered", ()))
+        return cls(**{**values, "filtered": filtered})
 
     def as_dict(self) -> dict[str, Any]:
         """The inverse of ``from_dict``, without what is not there."""
         return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Filter:
+    """allowed: [n] bool, about this share of the items. queries: [q, dim] float32, items that are not allowed: their
+    hits are harder to find than those of means. least: [q] float32, the worst score of a true hit among ``TUNED_HITS``.
+    n_true: so many there are."""
+
+    share: float
+    allowed: Mask
+    queries: Vectors
+    least: NDArray[np.float32]
+    n_true: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +127,7 @@ class Asked:
     own: NDArray[np.int64]
     least: NDArray[np.float32]
     n_true: NDArray[np.int64]
+    filters: Sequence[Filter]
 
 
 def choose(vectors: Vectors, metric: Metric, wanted: Wanted) -> tuple[VectorIndex, Sequence[Trial]]:
@@ -196,7 +218,33 @@ def sample(index: VectorIndex, vectors: Vectors, n: int, seed: int = 0) -> Asked
     items, means = rows[: -(-len(rows) // 2)], rows[-(-len(rows) // 2) :]
     queries = [vectors[items], _tastes(index, vectors, means)]
     own = np.concatenate([items, np.full(len(means), -1)]).astype(np.int64)
-    return _with_truth(index, np.ascontiguousarray(np.concatenate(queries), dtype=np.float32), own)
+    asked = np.ascontiguousarray(np.concatenate(queries), dtype=np.float32)
+    filters = [
+        _filter(index, asked[: len(items)], share, mask) for share, mask in _masks(index, vectors, items, random)
+    ]
+    return _with_truth(index, asked, own, filters)
+
+
+def _masks(
+    index: VectorIndex, vectors: Vectors, items: NDArray[np.int64], random: np.random.Generator
+) -> Iterator[tuple[float, Mask]]:
+    """[n] bool, for each share: drawn by chance, and near to some item."""
+    if not len(items):
+        return
+    order = random.random(len(index))
+    near = index.search_exactly(vectors[items[:1]], math.ceil(max(FILTERED_SHARES) * index.n_indexed)).rows[0]
+    for share in FILTERED_SHARES:
+        by_place = np.zeros(len(index), dtype=np.bool_)
+        by_place[near[: math.ceil(share * index.n_indexed)]] = True
+        for mask in (order < share, by_place):
+            mask[items] = False
+            yield share, mask
+
+
+def _filter(index: VectorIndex, queries: Vectors, share: float, allowed: Mask) -> Filter:
+    scores = index.search_exactly(queries, TUNED_HITS, allowed).scores
+    n_true = np.array([len(s) for s in scores])
+    return Filter(share, allowed, queries, np.array([s[-1] if len(s) else 0 for s in scores], dtype=np.float32), n_true)
 
 
 def _tastes(index: VectorIndex, vectors: Vectors, rows: NDArray[np.int64]) -> Vectors:
@@ -211,11 +259,11 @@ def _tastes(index: VectorIndex, vectors: Vectors, rows: NDArray[np.int64]) -> Ve
     return np.stack([contrast.sharpen(mean) for mean in means / np.maximum(lengths, TOLERANCE)]) if len(rows) else means
 
 
-def _with_truth(index: VectorIndex, queries: Vectors, own: NDArray[np.int64]) -> Asked:
+def _with_truth(index: VectorIndex, queries: Vectors, own: NDArray[np.int64], filters: Sequence[Filter]) -> Asked:
     scores = [s for _, s in _without_own(index.search_exactly(queries, max(HITS) + 1), own)]
     n_true = np.array([[min(hits, len(s)) for hits in HITS] for s in scores])
     least = np.array([[s[n - 1] if n else 0 for n in counts] for s, counts in zip(scores, n_true, strict=True)])
-    return Asked(queries, own, least.astype(np.float32), n_true)
+    return Asked(queries, own, least.astype(np.float32), n_true, filters)
 
 
 def _without_own(
@@ -231,17 +279,27 @@ def _without_own(
 
 def recall(index: VectorIndex, asked: Asked, effort: Effort) -> list[float]:
     """Recall among each of ``HITS``, 0 to 1; 1 where there is nothing to find. Nothing helps out the index here."""
-    found = [_share_found(index.search_once(asked.queries, n + 1, effort), asked, at) for at, n in enumerate(HITS)]
-    return [float(np.mean(share)) if len(share) else 1.0 for share in found]
-
-
-def _share_found(result: SearchResult, asked: Asked, at: int) -> list[float]:
-    hits = _without_own(result, asked.own)
+    found = [_without_own(index.search_once(asked.queries, n + 1, effort), asked.own) for n in HITS]
     return [
-        np.count_nonzero(scores[:n] >= least - TOLERANCE * max(1.0, abs(least))) / n
-        for (_, scores), least, n in zip(hits, asked.least[:, at], asked.n_true[:, at], strict=True)
+        _mean_found([scores for _, scores in hits], asked.least[:, at], asked.n_true[:, at])
+        for at, hits in enumerate(found)
+    ]
+
+
+def _recalls_behind(index: VectorIndex, filters: Sequence[Filter], effort: Effort) -> list[float]:
+    """Recall among ``TUNED_HITS`` behind each filter, 0 to 1, by just this effort."""
+    just = replace(effort, narrow=0.0)
+    found = [index.search_once(its.queries, TUNED_HITS, just, its.allowed).scores for its in filters]
+    return [_mean_found(scores, its.least, its.n_true) for scores, its in zip(found, filters, strict=True)]
+
+
+def _mean_found(found: Sequence[NDArray[np.float32]], least: NDArray[np.float32], n_true: NDArray[np.int64]) -> float:
+    shares = [
+        np.count_nonzero(scores[:n] >= worst - TOLERANCE * max(1.0, abs(worst))) / n
+        for scores, worst, n in zip(found, least, n_true, strict=True)
         if n
     ]
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def _measured(index: VectorIndex, asked: Asked, wanted: Wanted, size: int, build_s: float) -> tuple[VectorIndex, Trial]:
@@ -254,6 +312,7 @@ def _measured(index: VectorIndex, asked: Asked, wanted: Wanted, size: int, build
         breadth=effort.breadth,
         refined=effort.refined,
         narrow=effort.narrow,
+        filtered=effort.filtered,
         recall_10=round(recalls[0], 4),
         recall_100=round(recalls[1], 4),
         queries_per_s=round(queries_per_s(index, asked.queries), 1),
@@ -263,40 +322,42 @@ def _measured(index: VectorIndex, asked: Asked, wanted: Wanted, size: int, build
 
 
 def least_effort(index: VectorIndex, asked: Asked, wanted: float) -> tuple[Effort, list[float]]:
-    """The least breadth that reaches the wanted recall with most refinement, then the least refinement; the most there
-    is where nothing does. With its recall."""
-    breadths, refinements = efforts(index.kind, index.n_indexed)
-    effort, reached = Effort(breadths[-1], refinements[-1]), [0.0]
-    for breadth in breadths:
-        effort = Effort(breadth, refinements[-1])
-        reached = recall(index, asked, effort)
-        if min(reached) >= wanted:
-            break
-    for refined in refinements[:-1] if min(reached) >= wanted else ():
-        less = Effort(effort.breadth, refined)
-        with_less = recall(index, asked, less)
-        if min(with_less) >= wanted:
-            return less, with_less
-    return effort, reached
+    """The effort with least work that reaches the wanted recall; the most there is where none does. With its recall."""
+    return _least(index.kind, index.n_indexed, partial(recall, index, asked), wanted, Effort(0, 1))
 
 
 def behind_filters(index: VectorIndex, asked: Asked, effort: Effort, wanted: float) -> Effort:
-    """The effort with the least widening that keeps the recall where a filter leaves a tenth, drawn by chance."""
+    """This effort, with what it takes to keep the recall behind filters, and something to spare."""
     if layout_of(index.kind) == "flat":
         return effort
-    allowed = np.random.default_rng(1).random(len(index)) < FILTERED_SHARE
-    truth = index.search_exactly(asked.queries, TUNED_HITS, allowed).scores
-    for narrow in NARROW:
-        effort = replace(effort, narrow=narrow)
-        found = index.search_once(asked.queries, TUNED_HITS, effort, allowed).scores
-        shares = [
-            np.count_nonzero(scores >= true[-1] - TOLERANCE * max(1.0, abs(true[-1]))) / len(true)
-            for scores, true in zip(found, truth, strict=True)
-            if len(true)
-        ]
-        if not shares or np.mean(shares) >= wanted:
+    found, least, wanted = [], effort, wanted + FILTERED_SPARE * (1 - wanted)
+    for share in FILTERED_SHARES:
+        its = [each for each in asked.filters if each.share == share]
+        recalls = partial(_recalls_behind, index, its)
+        least, _ = _least(index.kind, index.n_indexed, recalls, wanted, least)
+        found.append(Filtered(share, least.breadth, least.refined))
+    return replace(effort, filtered=tuple(found))
+
+
+def _least(
+    kind: Kind, n: int, recalls: Callable[[Effort], list[float]], wanted: float, at_least: Effort
+) -> tuple[Effort, list[float]]:
+    """The effort with least work by which no recall is below the wanted one, and these: the least breadth that does
+    with most refinement, then, as long as that is less work, wider ones with less."""
+    breadths, refinements = efforts(kind, n)
+    wide = [breadth for breadth in breadths if breadth >= at_least.breadth]
+    fine = [refined for refined in refinements if refined >= at_least.refined]
+    enough = bisect_left(wide[:-1], True, key=lambda breadth: min(recalls(Effort(breadth, fine[-1]))) >= wanted)
+    best = Effort(wide[enough], fine[-1])
+    reached = recalls(best)
+    for refined in reversed(fine[:-1]) if min(reached) >= wanted else ():
+        less = (Effort(breadth, refined) for breadth in wide if breadth >= best.breadth)
+        cheaper = (effort for effort in less if work_of(kind, n, effort) < work_of(kind, n, best))
+        found = next(((each, its) for each in cheaper if min(its := recalls(each)) >= wanted), None)
+        if found is None:
             break
-    return effort
+        best, reached = found
+    return best, reached
 
 
 def queries_per_s(index: VectorIndex, queries: Vectors) -> float:

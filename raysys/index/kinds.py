@@ -13,8 +13,10 @@ What codes find is compared once more by the shard's own vectors, which are memo
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
+
+import numpy as np
 
 from raysys.config import IndexKind as Kind
 from raysys.errors import InvalidInput
@@ -30,6 +32,8 @@ IVF_LEAST_PROBED = 8
 HNSW_LEAST_BREADTH = 128
 REFINED = {"fp32": 1, "fp16": 2, "sq8": 2, "pq": 10, "rabitq": 10}
 TUNED_HITS = 100  # efforts are found for so many hits; deeper searches are made wider
+CODES_PER_VECTOR = 8  # so many codes in lists, a tenth of which pass, take as long as one vector anywhere
+HNSW_COMPARED_PER_BREADTH = 12
 DEEPER_BY = 0.7  # a search for c times as many hits looks c ** DEEPER_BY times as wide
 
 _ROW_ID_BYTES = 8
@@ -41,22 +45,45 @@ _BITS = {"fp32": 32, "fp16": 16, "sq8": 8, "rabitq": 1}  # a dimension
 
 
 @dataclass(frozen=True, slots=True)
+class Filtered:
+    """What was found to be enough behind a filter that leaves this share of the items: otherwise as ``Effort``."""
+
+    share: float
+    breadth: int
+    refined: int
+
+
+@dataclass(frozen=True, slots=True)
 class Effort:
     """How hard one search tries, for up to ``TUNED_HITS`` hits.
 
     breadth: lists that are probed, or how broad the walk through the graph is (efSearch); 0 = neither.
-    refined: so many candidates for each hit are compared by their exact vectors. narrow: behind a filter that leaves a
-    share s of the items, the search is s ** -narrow times as wide.
+    refined: so many candidates for each hit are compared by their exact vectors. filtered: what filters take, by
+    falling share. narrow: behind one that leaves c times fewer than the least share there, c ** narrow times as wide.
     """
 
     breadth: int
     refined: int
     narrow: float = 1.0
+    filtered: tuple[Filtered, ...] = ()
 
     def for_hits(self, k: int, share: float = 1.0) -> "Effort":
         """For k hits among this share of the items: those that pass a filter may all lie far from the query."""
-        wider = max(1.0, k / TUNED_HITS) ** DEEPER_BY * share**-self.narrow
-        return Effort(math.ceil(self.breadth * wider), self.refined, self.narrow)
+        effort = self if share >= 1 else self._behind(share)
+        if k <= TUNED_HITS:
+            return effort
+        return replace(effort, breadth=math.ceil(effort.breadth * (k / TUNED_HITS) ** DEEPER_BY))
+
+    def _behind(self, share: float) -> "Effort":
+        """Between the shares that were measured by powers of the share."""
+        known = [Filtered(1.0, self.breadth, self.refined), *self.filtered]
+        at = -np.log([each.share for each in known])
+        breadth, refined = (
+            float(np.exp(np.interp(-math.log(share), at, np.log(np.maximum(values, 1)))))
+            for values in ([each.breadth for each in known], [each.refined for each in known])
+        )
+        wider = max(known[-1].share / share, 1.0) ** self.narrow
+        return Effort(round(breadth * wider), round(refined))
 
 
 def layout_of(kind: Kind) -> str:
@@ -108,9 +135,16 @@ def efforts(kind: Kind, n: int) -> tuple[Sequence[int], Sequence[int]]:
     """The breadths and the refinements to try, both ascending."""
     most = {"flat": 0, "ivf": ivf_lists(n), "hnsw": max(HNSW_LEAST_BREADTH, min(2048, n))}[layout_of(kind)]
     least = 16 if layout_of(kind) == "hnsw" else 1
-    breadths = sorted({min(round(least * 2 ** (step / 2)), most) for step in range(2 * most.bit_length() + 1)})
+    breadths = sorted({min(round(least * 2 ** (step / 4)), most) for step in range(4 * most.bit_length() + 1)})
     refined = {"fp32": (1,), "fp16": (1, 2), "sq8": (1, 2, 4), "pq": (2, 4, 8, 16, 32), "rabitq": (2, 4, 8, 16, 32)}
     return breadths, refined[codes_of(kind)]
+
+
+def work_of(kind: Kind, n: int, effort: Effort) -> float:
+    """About what a search for ``TUNED_HITS`` of n vectors takes, in vectors that are compared one by one."""
+    walked = effort.breadth * HNSW_COMPARED_PER_BREADTH
+    scanned = effort.breadth * n / ivf_lists(n) / CODES_PER_VECTOR
+    return {"flat": 0, "ivf": scanned, "hnsw": walked}[layout_of(kind)] + effort.refined * TUNED_HITS
 
 
 def bytes_of(kind: Kind, n: int, dim: int) -> int:

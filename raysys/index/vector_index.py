@@ -5,13 +5,9 @@ L2-normalised vectors), ``1 / (1 + Euclidean distance)`` for ``l2``. A zero vect
 never found, as a query it finds nothing, and its score is 0.
 
 ``flat`` compares with every vector. All other kinds (``index.kinds``) are approximate: their codes put candidates
-forward, and the vectors themselves, which are memory-mapped, decide. By the share of items that a mask leaves:
-
-    few         the vectors of these items are compared, all of them: exact
-    some        the index is searched wider, and passes over the others
-    most        more is fetched, and the others are dropped
-
-A query for which too few hits come back goes the next stricter way: never does it get fewer than there are.
+forward, and the vectors themselves, which are memory-mapped, decide. Behind a mask the index is searched wider, and
+passes over the others; or, where it leaves so few that this is faster, all their vectors are compared, which is exact.
+So is a query for which the index finds too few: never does it get fewer than there are.
 """
 
 import math
@@ -20,6 +16,7 @@ import secrets
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -31,6 +28,7 @@ from raysys.config import IndexKind as Kind
 from raysys.errors import EncoderError, InvalidInput, SnapshotError
 from raysys.index.highest import highest
 from raysys.index.kinds import (
+    CODES_PER_VECTOR,
     HNSW_LINKS,
     PQ_BITS,
     Effort,
@@ -55,8 +53,7 @@ HNSW_BUILD_BREADTH = 100
 IVF_POINTS_PER_CENTRE = 64  # of a sample, for k-means; with more of them or more rounds lists are hardly better
 IVF_ROUNDS = 10
 EXACT_BELOW_ITEMS = 20_000
-EXACT_BELOW_SHARE = 0.02
-FETCH_MORE_FROM_SHARE = 0.5
+EXACT_BELOW_SHARE = 0.15  # of a graph, whose walk misses what lies far off, and of codes that are all looked at
 COMPARED_FROM_SHARE = 0.2
 LEAST_REFINED = 64
 BLAS_FROM_QUERIES = 8
@@ -135,12 +132,17 @@ def _squared_norms(vectors: Vectors) -> NDArray[np.float32]:
     squares = np.empty(len(vectors), dtype=np.float32)
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = vectors[start : start + BLOCK_ROWS]
-        with np.errstate(all="ignore"):
-            squares[start : start + len(block)] = np.einsum("nd,nd->n", block, block)
+        squares[start : start + len(block)] = _squares(block)
     wrong = np.flatnonzero(~np.isfinite(squares))
     if len(wrong):
         message = f"the vector of row {wrong[0]} is not finite ({len(wrong)} of {len(vectors)} rows are not)"
         raise EncoderError(f"{message}; encode these items again")
+    return squares
+
+
+def _squares(vectors: Vectors) -> NDArray[np.float32]:
+    with np.errstate(all="ignore"):
+        squares: NDArray[np.float32] = np.einsum("nd,nd->n", vectors, vectors)
     return squares
 
 
@@ -218,6 +220,7 @@ class VectorIndex:
             index = index.index
         self._core = faiss.downcast_index(index)
         self.kind: Kind = _kind_of(self._core)
+        self._lists = int(self._core.nlist) if layout_of(self.kind) == "ivf" else 1
         self.n_indexed = int(self._core.ntotal)  # rows that can be found: those with a text
 
     def __len__(self) -> int:
@@ -253,10 +256,14 @@ class VectorIndex:
             raise InvalidInput("k", f"must be at least 1, but is {k}")
         inside = self._inside(allowed)
         n_allowed = self.n_indexed if inside is None else int(np.count_nonzero(inside))
-        if self._is_compared_with_all(n_allowed, inside) or not n_allowed:
+        if self.kind == "flat" or not n_allowed:
+            return self._exact(queries, k, self._searched(inside))
+        k = min(k, n_allowed)
+        wider = (effort or self.effort).for_hits(k, n_allowed / self.n_indexed)
+        if inside is not None and n_allowed < self._compared_below(wider):
             return self._exact(queries, k, self._searched(inside))
         _apply_threads()
-        return self._approximate(queries, min(k, n_allowed), inside, n_allowed, effort or self.effort)
+        return self._approximate(queries, k, inside, wider)
 
     def search_once(self, queries: Vectors, k: int, effort: Effort, allowed: Mask | None = None) -> SearchResult:
         """As ``search``, by this effort and nothing else: there may be too few hits."""
@@ -265,17 +272,19 @@ class VectorIndex:
         _apply_threads()
         inside = self._inside(allowed)
         share = 1.0 if inside is None else float(np.mean(inside))
-        hits = self._hits(self._checked(queries), k, inside, inside, k, effort.for_hits(k, max(share, 1e-9)))
+        hits = self._hits(self._checked(queries), k, inside, effort.for_hits(k, max(share, 1e-9)))
         return SearchResult([rows for rows, _ in hits], [scores for _, scores in hits], exact=False)
 
     def search_exactly(self, queries: Vectors, k: int, allowed: Mask | None = None) -> SearchResult:
         """As ``search`` of a flat index over the same vectors: the truth that others are measured by."""
         return self._exact(self._checked(queries), k, self._searched(self._inside(allowed)))
 
-    def _is_compared_with_all(self, n_allowed: int, inside: Mask | None) -> bool:
-        """Whether each allowed vector is to be compared: of few, that is faster than to search among the others."""
-        few = max(EXACT_BELOW_ITEMS, EXACT_BELOW_SHARE * self.n_indexed)
-        return self.kind == "flat" or (inside is not None and n_allowed < few)
+    def _compared_below(self, effort: Effort) -> float:
+        """Of fewer allowed vectors than this each is compared: that is faster than to search among the others."""
+        if layout_of(self.kind) != "ivf":
+            return max(EXACT_BELOW_ITEMS, EXACT_BELOW_SHARE * self.n_indexed)
+        probed = min(effort.breadth / self._lists, 1.0) * self.n_indexed
+        return max(EXACT_BELOW_ITEMS, probed / CODES_PER_VECTOR)
 
     def _searched(self, inside: Mask | None) -> NDArray[np.intp] | None:
         """The rows that the mask lets pass, ascending; None = all rows."""
@@ -360,53 +369,24 @@ class VectorIndex:
 
     # By the index
 
-    def _approximate(
-        self, queries: Vectors, k: int, inside: Mask | None, n_allowed: int, effort: Effort
-    ) -> SearchResult:
-        """Each query by the first way that gives it k hits."""
-        share = n_allowed / self.n_indexed
-        wider = effort.for_hits(k, share)
-        found: list[_Hits] = [_NO_HITS for _ in queries]
-        asking = queries.any(axis=1)
-        left = np.flatnonzero(asking)
-        if inside is not None and share >= FETCH_MORE_FROM_SHARE:
-            left = self._fill(found, left, queries, k, inside, None, _with_dropped(k, share), wider)
-        left = self._fill(found, left, queries, k, inside, inside, k, wider)
-        if len(left):
+    def _approximate(self, queries: Vectors, k: int, inside: Mask | None, effort: Effort) -> SearchResult:
+        """By the index, and exactly for those queries for which that does not find k."""
+        hits = self._hits(queries, k, inside, effort)
+        asking: Mask = np.any(queries, axis=1)
+        left = [at for at, (rows, _) in enumerate(hits) if asking[at] and len(rows) < k]
+        if left:
             exact = self._exact(queries[left], k, self._searched(inside))
-            for at, hits in zip(left, zip(exact.rows, exact.scores, strict=True), strict=True):
-                found[at] = hits
-        all_exact = bool(len(left) == np.count_nonzero(asking))
-        return SearchResult([rows for rows, _ in found], [scores for _, scores in found], exact=all_exact)
+            for at, its_hits in zip(left, zip(exact.rows, exact.scores, strict=True), strict=True):
+                hits[at] = its_hits
+        all_exact = len(left) == np.count_nonzero(asking)
+        found = [its_hits if asks else _NO_HITS for its_hits, asks in zip(hits, asking, strict=True)]
+        return SearchResult([rows for rows, _ in found], [scores for _, scores in found], exact=bool(all_exact))
 
-    def _fill(
-        self,
-        found: list[_Hits],
-        left: NDArray[np.intp],
-        queries: Vectors,
-        k: int,
-        inside: Mask | None,
-        passed: Mask | None,
-        fetched: int,
-        effort: Effort,
-    ) -> NDArray[np.intp]:
-        """Put the hits of those queries that are ``left`` into ``found``. Returns which have fewer than k."""
-        if not len(left):
-            return left
-        hits = self._hits(queries[left], k, inside, passed, fetched, effort)
-        for at, its_hits in zip(left, hits, strict=True):
-            found[at] = its_hits
-        return left[[len(rows) < k for rows, _ in hits]]
-
-    def _hits(
-        self, queries: Vectors, k: int, inside: Mask | None, passed: Mask | None, fetched: int, effort: Effort
-    ) -> list[_Hits]:
-        """(rows, scores) of each query, k at most. passed: False for what the index is to pass over. fetched: before
-        others are dropped."""
-        if effort.refined > 1:
-            fetched = max(effort.refined * fetched, LEAST_REFINED)
+    def _hits(self, queries: Vectors, k: int, inside: Mask | None, effort: Effort) -> list[_Hits]:
+        """(rows, scores) of each query, k at most."""
+        fetched = k if effort.refined == 1 else max(effort.refined * k, LEAST_REFINED)
         fetched = min(fetched, self.n_indexed)
-        _, ids = self._core.search(queries, fetched, params=self._parameters(effort, fetched, passed))
+        _, ids = self._core.search(queries, fetched, params=self._parameters(effort, fetched, inside))
         kept = ids >= 0
         if inside is not None:
             kept &= inside[ids]  # also where the index was told: some versions of FAISS let a few through
@@ -420,14 +400,11 @@ class VectorIndex:
 
     def _parameters(self, effort: Effort, fetched: int, passed: Mask | None) -> Any:
         """For one call, and nothing is set on the index: other threads may be searching it otherwise."""
-        selector = {} if passed is None else {"sel": faiss.IDSelectorBitmap(np.packbits(passed, bitorder="little"))}
-        layout = layout_of(self.kind)
-        if layout == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(effort.breadth, fetched), **selector)
-        if layout == "flat":
-            return faiss.SearchParameters(**selector)
-        kind = faiss.IVFRaBitQSearchParameters if self.kind == "ivf_rabitq" else faiss.SearchParametersIVF
-        return kind(nprobe=min(max(effort.breadth, 1), self._core.nlist), **selector)
+        hnsw = layout_of(self.kind) == "hnsw"
+        breadth = max(effort.breadth, fetched) if hnsw else min(max(effort.breadth, 1), self._lists)
+        if passed is None:
+            return _unfiltered(self.kind, breadth)
+        return _parameters(self.kind, breadth, sel=faiss.IDSelectorBitmap(np.packbits(passed, bitorder="little")))
 
     def score_rows(self, queries: Vectors, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """[q, m] float32: the score that ``search`` gives for each query, [q, dim], and these rows, [m] integers."""
@@ -485,9 +462,8 @@ class VectorIndex:
     def _checked(self, queries: Vectors) -> Vectors:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InvalidInput("query", f"must be [q, {self.dim}] float32, but has the shape {list(queries.shape)}")
-        with np.errstate(all="ignore"):
-            lengths = np.einsum("qd,qd->q", queries, queries)
-        if not np.isfinite(lengths).all():  # with both lengths finite, no inner product can overflow
+        if not (np.isfinite(np.vdot(queries, queries)) or np.isfinite(_squares(queries)).all()):
+            # with both lengths finite, no inner product can overflow
             raise InvalidInput("query", "must be finite, but holds a NaN, an infinity or a number beyond float32")
         return np.ascontiguousarray(queries, dtype=np.float32)
 
@@ -500,6 +476,21 @@ class VectorIndex:
             raise InvalidInput("allowed", f"must be [{len(self)}] bool, but is {shape}")
         inside = allowed if self._rows is None else allowed[self._rows]
         return None if inside.all() else inside
+
+
+@lru_cache(maxsize=1_024)
+def _unfiltered(kind: Kind, breadth: int) -> Any:
+    return _parameters(kind, breadth)
+
+
+def _parameters(kind: Kind, breadth: int, **selector: Any) -> Any:
+    layout = layout_of(kind)
+    if layout == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=breadth, **selector)
+    if layout == "flat":
+        return faiss.SearchParameters(**selector)
+    of_lists = faiss.IVFRaBitQSearchParameters if kind == "ivf_rabitq" else faiss.SearchParametersIVF
+    return of_lists(nprobe=breadth, **selector)
 
 
 def _kind_of(core: Any) -> Kind:
@@ -549,12 +540,6 @@ def _by_row(
     pointers = (faiss.swig_ptr(array) for array in (near, queries, vectors, rows))
     compare(*pointers, vectors.shape[1], *rows.shape)
     return near
-
-
-def _with_dropped(k: int, share: float) -> int:
-    """How many hits most likely hold k of this share: four standard deviations more than on average."""
-    mean = k / share
-    return math.ceil(mean + 4 * math.sqrt(mean * (1 - share)))
 
 
 def _check_whole(path: Path) -> None:

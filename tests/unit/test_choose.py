@@ -8,7 +8,8 @@ import pytest
 from raysys.config import IndexSettings, parse
 from raysys.errors import ConfigError, EncoderError
 from raysys.index.choose import CANDIDATES, Trial, Wanted, behind_filters, choose, least_effort, sample
-from raysys.index.kinds import KINDS, Effort, bytes_of, efforts
+from raysys.index.kinds import KINDS, Effort, Filtered, bytes_of, efforts
+from raysys.index.manifest import ShardRecord
 from raysys.index.vector_index import build
 
 
@@ -83,18 +84,41 @@ def test_the_effort_is_the_least_that_is_enough(vectors: np.ndarray, kind: str) 
     assert much.refined in refined
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivf_pq", "hnsw"])
-def test_behind_a_filter_the_search_is_as_much_wider_as_recall_needs(vectors: np.ndarray, kind: str) -> None:
+@pytest.mark.parametrize("which", ["even", "near"])
+@pytest.mark.parametrize("kind", ["ivf", "ivf_pq", "ivf_rabitq", "hnsw"])
+def test_behind_a_filter_the_search_is_as_much_wider_as_recall_needs(
+    vectors: np.ndarray, kind: str, which: str
+) -> None:
     index = build(vectors, kind, "cosine", flat_below=1)
     asked = sample(index, vectors, 60)
     effort = behind_filters(index, asked, least_effort(index, asked, 0.95)[0], 0.95)
-    allowed = np.random.default_rng(7).random(2_000) < 0.1
+    by = {"even": np.random.default_rng(7).random(2_000), "near": vectors @ vectors[77]}[which]
     queries = vectors_of(2_040, 32)[2_000:]
-    found = index.search_once(queries, 100, effort, allowed)
-    truth = index.search_exactly(queries, 100, allowed)
-    hits = [np.isin(rows, wanted).mean() for rows, wanted in zip(found.rows, truth.rows, strict=True)]
-    assert np.mean(hits) > 0.9
-    assert all(allowed[rows].all() for rows in found.rows)
+    for share in (0.5, 0.3, 0.1):
+        allowed = by >= np.quantile(by, 1 - share)
+        found = index.search_once(queries, 100, effort, allowed)
+        truth = index.search_exactly(queries, 100, allowed)
+        hits = [np.isin(rows, wanted).mean() for rows, wanted in zip(found.rows, truth.rows, strict=True)]
+        assert np.mean(hits) >= 0.95, share
+        assert all(allowed[rows].all() for rows in found.rows)
+
+
+def test_between_the_filters_that_were_measured_the_effort_follows_the_share() -> None:
+    effort = Effort(6, 2, filtered=(Filtered(0.5, 24, 4), Filtered(0.1, 600, 16)))
+    for share, breadth, refined in ((1.0, 6, 2), (0.5, 24, 4), (0.5**0.5, 12, 3), (0.1, 600, 16), (0.05, 1_200, 16)):
+        found = effort.for_hits(100, share)
+        assert (found.breadth, found.refined) == (breadth, refined)
+    breadths = [effort.for_hits(100, share).breadth for share in np.linspace(1, 0.01, 100)]
+    assert breadths == sorted(breadths)
+    assert effort.for_hits(1_000, 0.5).breadth > 24
+
+
+def test_what_filters_take_stands_in_the_manifest_and_older_manifests_are_read() -> None:
+    effort = Effort(6, 2, filtered=(Filtered(0.5, 24, 4),))
+    record = ShardRecord(folder="00000", n_items=3, index_kind="ivf", effort=effort)
+    assert ShardRecord.model_validate_json(record.model_dump_json()) == record
+    older = {"folder": "00000", "n_items": 3, "index_kind": "ivf", "effort": {"breadth": 6, "refined": 2, "narrow": 2}}
+    assert ShardRecord.model_validate(older).effort.for_hits(10, 0.1).breadth == 600
 
 
 def test_equal_vectors_are_as_good_as_each_other() -> None:
