@@ -132,7 +132,7 @@ async def test_why_requests_were_sent_away(shop: Shop, tmp_path: Path, monkeypat
         found = await read(client, **known)
     await served.stop()
     causes = {name[1]: value for name, value in found.items() if name[0] == "raysys_sent_away_total"}
-    assert causes == {"no_key": 2, "scope": 1, "queue": 1, "admission": 0}
+    assert causes == {"no_key": 2, "scope": 1, "queue": 1, "admission": 0, "key_limit": 0}
 
 
 class Fragile(HashEncoder):
