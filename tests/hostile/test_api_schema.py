@@ -6,7 +6,7 @@ import pytest
 import requests
 import schemathesis
 from gateway import Gateway
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -114,7 +114,10 @@ def test_whatever_the_document_allows_is_answered_as_it_says(gateway: Gateway, n
 @many
 @given(data=st.data())
 def test_whatever_the_document_forbids_is_refused_as_it_says(gateway: Gateway, api, path: str, data) -> None:
-    case = data.draw(api[path]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    try:
+        case = data.draw(api[path]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    except RecursionError:  # schemathesis 4.32 does not come to an end with some contradictions of a nested filter
+        reject()
     response = _answer(gateway, case)
     refused = () if response.status_code == 413 else (negative_data_rejection,)  # to which 413 is no refusal
     case.validate_response(response, checks=(*CHECKS, *refused))

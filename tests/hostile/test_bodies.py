@@ -149,13 +149,13 @@ IDS = [
     "\u00e9",
     "e\u0301",
 ]
-IDS += ["x" * 256, "null", ".."]
+IDS += ["x" * 256, "null"]
 
 
 def test_ids_of_every_kind_stay_what_they_are(gateway: Gateway) -> None:
     items = [{"item_id": name, "title": f"odd {i}"} for i, name in enumerate(IDS)]
     assert gateway.post(WRITE, json.dumps({"items": items}).encode()).json()["accepted"] == IDS
-    events = [{"event_id": f"{name}", "type": "like", "user_id": name[:200], "item_id": name} for name in IDS]
+    events = [{"event_id": name, "type": "like", "user_id": name[:200], "item_id": name} for name in IDS]
     answer = gateway.post(EVENTS, json.dumps({"events": events}).encode()).json()
     assert (answer["accepted"], answer["rejected"]) == (len(IDS), [])
     found = gateway.post("/v1/items:get", json.dumps({"item_ids": IDS}).encode()).json()
