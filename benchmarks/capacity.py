@@ -9,8 +9,8 @@ Two more points, of which one is the films, are predicted and then measured: the
 
 The plan keeps every tier below ``UTILISATION`` of its cores. It counts requests without text; a text costs one encode.
 A shard beyond ``FLAT_ITEMS`` is searched by an approximate index, whose costs are those of
-``benchmarks/results/index.json``; the price of ``MACHINE`` is that of
-``raysys/training/prices.py``.
+``benchmarks/results/index.json``, beside what the largest shard that was measured takes; the price of ``MACHINE`` is
+that of ``raysys/training/prices.py``.
 """
 
 import argparse
@@ -47,6 +47,8 @@ CHECKED = (20_000, 4)  # and the films
 MACHINE, MACHINE_GIB, HOURS_A_MONTH = "r6i.2xlarge", 64, 730
 UTILISATION, MOST_OF_MEMORY = 0.5, 0.7
 FLAT_ITEMS = 50_000
+MOST_MEASURED = max(items // shards for items, shards in FITTED)  # items a shard
+VECTORS = 2  # of a request: a person has some two interests
 VECTOR_BYTES = 4 * 384
 APPROXIMATE = "ivf_rabitq"
 RESULTS = Path(__file__).parent / "results"
@@ -236,8 +238,8 @@ class Index:
 
 @dataclass(frozen=True)
 class Plan:
-    """What it takes. text_share: of the requests. cores, gib: of all replicas of a tier. alone_ms: CPU time of one
-    request on its longest way."""
+    """What it takes. text_share: of the requests. cores, gib: of all replicas of a tier. shard_gib: of one shard on one
+    machine. alone_ms: CPU time of one request on its longest way."""
 
     items: int
     requests_per_s: float
@@ -247,6 +249,7 @@ class Plan:
     replicas: dict[str, int]
     cores: dict[str, float]
     gib: dict[str, float]
+    shard_gib: float
     alone_ms: float
     machines: int
     usd_per_month: int
@@ -254,15 +257,17 @@ class Plan:
 
 
 def plan(costs: Costs, index: Index, items: int, requests_per_s: float, text_share: float) -> Plan:
-    """The cheapest number of shards of those that are powers of two."""
+    """The cheapest number of shards of those that are powers of two, one of which fits a machine."""
     tried = [_with_shards(costs, index, items, requests_per_s, text_share, 2**power) for power in range(11)]
-    return min(tried, key=lambda one: (one.machines, one.alone_ms))
+    fitting = [one for one in tried if one.shard_gib <= MACHINE_GIB * MOST_OF_MEMORY]
+    return min(fitting, key=lambda one: (one.machines, one.alone_ms))
 
 
 def _with_shards(costs: Costs, index: Index, items: int, requests_per_s: float, text_share: float, shards: int) -> Plan:
     per_shard = items / shards
     is_flat = per_shard <= FLAT_ITEMS
-    shard_ms = costs.shard(per_shard) if is_flat else costs.shard(FLAT_ITEMS) + index.search_ms(per_shard)
+    # Behind an approximate index nothing else of a shard grows with its items (``shard.py``).
+    shard_ms = costs.shard(per_shard) if is_flat else costs.shard(MOST_MEASURED) + VECTORS * index.search_ms(per_shard)
     ms = {"gateway": costs.gateway(shards), "shard": shard_ms, "ranker": costs.ranker_ms, "encoder": costs.encoder_ms}
     asked = {"gateway": 1.0, "shard": 1.0, "ranker": 1.0, "encoder": text_share}
     replicas = {
@@ -271,11 +276,11 @@ def _with_shards(costs: Costs, index: Index, items: int, requests_per_s: float, 
     replicas["shard"] *= shards
     # Beside its index a shard keeps what it looks up for each item at hand; the vectors are mapped and may be evicted.
     of_items = costs.shard_bytes_per_item - (0 if is_flat else VECTOR_BYTES - index.bytes_per_item)
-    memory = {tier: costs.mib[tier] / 1024 for tier in replicas}
-    memory["shard"] += per_shard * of_items / 2**30
     busy = {tier: requests_per_s * share * ms[tier] / 1e3 for tier, share in asked.items()}
     busy["shard"] *= shards
-    gib = {tier: replicas[tier] * memory[tier] for tier in replicas}
+    gib = {tier: replicas[tier] * costs.mib[tier] / 1024 for tier in replicas}
+    shard_gib = per_shard * of_items / 2**30
+    gib["shard"] += shards * _copies(replicas["shard"] / shards) * shard_gib
     needed = {
         "cores": sum(busy.values()) / UTILISATION / MACHINES[MACHINE].cores,
         "memory": sum(gib.values()) / MACHINE_GIB / MOST_OF_MEMORY,
@@ -290,11 +295,17 @@ def _with_shards(costs: Costs, index: Index, items: int, requests_per_s: float, 
         replicas=replicas,
         cores={tier: round(used, 1) for tier, used in busy.items()},
         gib={tier: round(held, 1) for tier, held in gib.items()},
+        shard_gib=round(shard_gib, 2),
         alone_ms=round(ms["gateway"] + shard_ms + costs.ranker_ms, 1),
         machines=machines,
         usd_per_month=round(machines * MACHINES[MACHINE].usd_per_hour * HOURS_A_MONTH),
         first_to_break=_first_to_break(needed, busy, gib),
     )
+
+
+def _copies(replicas: float) -> int:
+    """On how many machines one shard is. What it keeps for each item is mapped from files, which replicas share."""
+    return max(2, math.ceil(replicas / MACHINES[MACHINE].cores))
 
 
 def _first_to_break(needed: dict[str, float], busy: dict[str, float], gib: dict[str, float]) -> str:

@@ -67,6 +67,7 @@ def test_each_tier_has_the_cores_that_it_needs_and_the_machines_hold_all_of_it(c
         cores = capacity.MACHINES[capacity.MACHINE].cores
         assert sum(one.cores.values()) <= one.machines * cores * capacity.UTILISATION + 1
         assert sum(one.gib.values()) <= one.machines * capacity.MACHINE_GIB * capacity.MOST_OF_MEMORY + 1
+        assert one.shard_gib <= capacity.MACHINE_GIB * capacity.MOST_OF_MEMORY
         for tier, used in one.cores.items():
             assert one.replicas[tier] >= used / capacity.UTILISATION - 1
 
@@ -83,3 +84,10 @@ def test_without_text_no_encoder_is_busy(costs: Costs) -> None:
     assert plan(replace(costs, encoder_ms=9.0), INDEX, 10_000, 100.0, 0.5).cores["encoder"] == pytest.approx(
         0.5, abs=0.1
     )
+
+
+def test_replicas_on_one_machine_share_what_is_mapped(costs: Costs) -> None:
+    few, many = (plan(costs, INDEX, 10**7, per_s, 0.0) for per_s in (100.0, 1_000.0))
+    assert few.shards == many.shards
+    assert many.replicas["shard"] > few.replicas["shard"]
+    assert many.gib["shard"] - few.gib["shard"] < few.shard_gib * few.shards
