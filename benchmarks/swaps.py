@@ -163,24 +163,32 @@ async def written_down(
     Questions whose answer is not the same twice are left out.
     """
     questions = [Question(on_the_wire("POST", route, body | {"limit": 10})) for route, body in asked]
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
     unsteady: set[Question] = set()
     for move in (lambda: None, lambda: store.publish(other), store.rollback):
         await asyncio.to_thread(move)
-        await _served(connection, questions[0], store.current_id())
+        await _served(port, questions[0], store.current_id())
         for question in questions:
-            answer = json.loads((await connection.ask(question.wire))[1])
+            answer = await _alone(port, question)
             if question.wanted.setdefault(answer["snapshot_id"], ids(answer)) != ids(answer):
                 unsteady.add(question)
-    connection.close()
     return [question for question in questions if question not in unsteady]
 
 
-async def _served(connection: Connection, question: Question, snapshot_id: str) -> None:
+async def _alone(port: int, question: Question) -> dict[str, Any]:
+    """The answer, over a connection of its own: just after a start the proxy lets go of those that are open."""
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    status, body = await connection.ask(question.wire)
+    connection.close()
+    if status != 200:
+        raise RuntimeError(f"status {status}: {body!r}")
+    return dict(json.loads(body))
+
+
+async def _served(port: int, question: Question, snapshot_id: str) -> None:
     """Wait until an answer is of this snapshot. Raises TimeoutError."""
 
     async def is_named() -> bool:
-        return bool(json.loads((await connection.ask(question.wire))[1])["snapshot_id"] == snapshot_id)
+        return bool((await _alone(port, question))["snapshot_id"] == snapshot_id)
 
     await _until(is_named)
 
