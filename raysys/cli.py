@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -161,6 +161,7 @@ def serve(
     with local_service() as service:
         console.print("starting; the first answer takes some 20 seconds ...")
         url = service.serve(args, port, host)
+        wait_for_signal = catch_signals()  # before anybody is told that it may be ended
         console.print(f"ready: [bold]{url}[/]  (API: {url}/docs, Ray: {service.head.dashboard_url})  Ctrl-C ends it")
         wait_for_signal()
         service.stop_serving()
@@ -183,8 +184,8 @@ def _check_access(args: dict[str, Any], host: str) -> None:
         KeyFile(settings.api_keys).read()
 
 
-def wait_for_signal() -> None:
-    """Block until Ctrl-C or SIGTERM, also where the shell that started this ignores the former."""
+def catch_signals() -> Callable[[], None]:
+    """What waits for Ctrl-C or SIGTERM from now on, also where the shell that started this ignores the former."""
     stopped = threading.Event()
     received: list[int] = []
 
@@ -192,10 +193,13 @@ def wait_for_signal() -> None:
         received.append(number)
         stopped.set()
 
+    def wait() -> None:
+        stopped.wait()
+        console.print(f"got {signal.Signals(received[0]).name}, stopping ...")
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    stopped.wait()
-    console.print(f"got {signal.Signals(received[0]).name}, stopping ...")
+    return wait
 
 
 @app.command()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
-from raysys.cli import answer_table, wait_for_signal
+from raysys.cli import answer_table, catch_signals
 from raysys.client import Client
 from raysys.config import DEFAULT_HOME, EventsSettings
 from raysys.data.films import Films, write_films
@@ -65,6 +65,7 @@ def run(keep: bool) -> None:
         console.print(f"\n[bold]All of it took {time.monotonic() - start_s:.0f} s.[/] {_WHERE_TO_GO}")
         if keep:
             url = _serve(service, home, "films")
+            wait_for_signal = catch_signals()
             console.print(f"[bold]{url}[/] stays up until Ctrl-C (API: {url}/docs)")
             wait_for_signal()
         with step("stopping everything"):
