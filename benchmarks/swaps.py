@@ -269,9 +269,7 @@ def two_snapshots(given: argparse.Namespace) -> tuple[Prepared, str]:
 
 
 def _otherwise(settings: BuildSettings) -> BuildSettings:
-    behaviour = settings.behaviour.model_copy(
-        update={"popularity_half_life_days": HALF_LIFE_DAYS, "transition_window": 1}
-    )
+    behaviour = settings.behaviour.model_copy(update={"popularity_half_life_days": HALF_LIFE_DAYS})
     index = settings.index.model_copy(update={"publish": False})
     return settings.model_copy(update={"behaviour": behaviour, "index": index})
 

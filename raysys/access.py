@@ -21,7 +21,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from raysys.config import RateLimit
-from raysys.disk import sync
+from raysys.disk import replacing
 from raysys.errors import ConfigError
 
 Scope = Literal["read", "write", "admin", "metrics"]
@@ -180,13 +180,6 @@ class KeyFile:
 
     def _replace(self, keys: tuple[Key, ...]) -> None:
         fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        try:
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                # Without what is not set, so that versions that know no limits read files without any.
-                file.write(_Content(keys=keys).model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        sync(self.path.parent)  # or a power cut would bring a revoked key back
+        with replacing(self.path, fresh, 0o600) as file:  # on the disk: a power cut must not bring a revoked key back
+            # Without what is not set, so that versions that know no limits read files without any.
+            file.write(_Content(keys=keys).model_dump_json(indent=2, exclude_none=True).encode() + b"\n")

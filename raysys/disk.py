@@ -1,7 +1,29 @@
 """What stays through a power cut."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path, temporary: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of ``path`` when the block ends: a reader sees the old or the new,
+    whole, and it is on the disk then. Where the block raises, ``path`` stays as it was.
+
+    temporary: a name in the same folder that nobody else uses. mode: who may read it, less the umask.
+    """
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # on a disk that is full it would take the room that is needed
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -5,7 +5,6 @@ whole or not at all; two that hold the same key hold the same vector.
 """
 
 import logging
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysys.disk import sync
+from raysys.disk import replacing
 from raysys.errors import EncoderError, SnapshotError
 from raysys.types import TextKeys, Vectors
 
@@ -63,16 +62,8 @@ class EmbeddingStore:
         table = pa.table([pa.array(keys, pa.binary(KEY_BYTES)), _column(vectors)], schema=self._schema)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{uuid.uuid4().hex}.parquet"
-        unfinished = path.with_suffix(".tmp")
-        try:
-            with unfinished.open("wb") as file:
-                pq.write_table(table, file, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)  # on a disk that is full it would take the room that is needed
-        sync(self.folder)
+        with replacing(path, path.with_suffix(".tmp")) as file:
+            pq.write_table(table, file, row_group_size=ROW_GROUP, compression="none", use_dictionary=False)
         return path
 
     def load(self, keys: TextKeys) -> Vectors:

@@ -13,14 +13,13 @@
 
 import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from raysys.disk import sync
+from raysys.disk import replacing
 from raysys.errors import SnapshotConflict, SnapshotDamaged, SnapshotError, UnknownSnapshot
 from raysys.index import history, leases, refusals
 from raysys.index.history import By, Move
@@ -35,16 +34,8 @@ log = logging.getLogger(__name__)
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name beside ``path``, flush to disk, rename. A reader sees the old or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # on a disk that is full it would take the room that is needed
-    sync(path.parent)
+    with replacing(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")) as file:
+        file.write(content)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
