@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,14 @@ class RedisServer:
         except OSError:
             return False
         return answer.startswith((b"+PONG", b"-NOAUTH"))
+
+
+@contextlib.contextmanager
+def running_redis(folder: Path) -> Iterator[RedisServer]:
+    """A server that has ended when the block has. Skips, or fails in CI, where redis-server is not installed."""
+    require_redis()
+    server = RedisServer(folder).start()
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from chaos_tools import GatewayProcess, is_told, until
 from redis.asyncio import Redis
-from redis_server import RedisServer, require_redis
+from redis_server import RedisServer, running_redis
 from support import Shop
 
 from raysys.config import ServeSettings
@@ -26,10 +26,8 @@ NAMES = [f"e{n}" for n in range(4)]
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path / "redis").start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from clusters import poll, settings_of, world_settings
 from consumer_process import ConsumerProcess
 from kill_load import USERS, EventLoad, ItemLoad, Load, StreamLoad
-from redis_server import RedisServer, require_redis
+from redis_server import RedisServer, running_redis
 
 from raysys.clock import SystemClock
 from raysys.config import ProfileSettings
@@ -76,10 +76,8 @@ def port() -> int:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path / "redis").start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from consumer_process import DEADLINE_S, RAYSYS, ConsumerProcess, until
 from redis import Redis
-from redis_server import RedisServer, require_redis
+from redis_server import RedisServer, require_redis, running_redis
 
 from raysys.state.open import open_state
 from raysys.types import Event
@@ -27,10 +27,8 @@ STREAM = "raysys-events"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture

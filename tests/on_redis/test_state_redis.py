@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from redis.asyncio import Redis
-from redis_server import RedisServer, require_redis
+from redis_server import RedisServer, require_redis, running_redis
 from state_suite import OpenStore, StateStoreSuite, draft, event, events_of, read, typical_events, written
 
 from raysys.errors import ConfigError, Unavailable
@@ -28,10 +28,8 @@ PASSWORD = "s3cret-Pässword"
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One server for the tests that leave it as it was."""
-    require_redis()
-    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 from redis.asyncio import Redis
-from redis_server import RedisServer, require_redis
+from redis_server import RedisServer, running_redis
 
 from raysys.errors import ConfigError, InvalidInput, Unavailable
 from raysys.state.open import open_state, open_stream
@@ -29,10 +29,8 @@ WAIT_S = 0.02
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(tmp_path / "redis").start()
-    yield server
-    server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture
