@@ -99,10 +99,11 @@ def take_turns(contest: Contest, plan: Plan, load: LoadProcess, users: tuple[str
             seconds = plan.seconds if number >= 0 else plan.ramp_s
             seed = f"{contest.name}-{contest.clients}-{number}"
             one = load.measure(_load(side, contest.clients, seconds, plan.ramp_s, seed, users))
+            if number < 0:  # it warms both sides up
+                continue
             if not one.requests:
                 raise RuntimeError(f"{contest.name}: {side.name} gave no good answer: {one.errors}")
-            if number >= 0:  # the round before the first warms both sides up
-                measured[side.name].append(one)
+            measured[side.name].append(one)
     return Outcome(contest, measured)
 
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from figures import busy_share, machine, warn_if_busy
 from http_load import Load, LoadProcess, Measured, load_process
@@ -27,7 +27,7 @@ from paced_load import Paced, paced_load
 from processes import end_on_sigterm, pss_kib
 from rich.console import Console
 from rich.table import Table
-from serving import NOT_DEGRADED, prepared, start_ours
+from serving import LAYOUTS, NOT_DEGRADED, prepared, start_ours
 from worlds import Prepared
 
 from raysys.config import ServeSettings
@@ -36,25 +36,32 @@ from raysys.serving.local_head import descendants
 
 CLIENTS = 64
 CONNECTIONS = 1_024
-PEAK_ROUNDS, PEAK_SECONDS, RAMP_S = 3, 4.0, 3.0
+RAMP_S = 3.0
 TURNED_AWAY = "status 429"
 GOODPUT, DEADLINE_MS = 0.9, ServeSettings().deadline_s * 1e3
 
 console = Console(width=120, highlight=False)
 
 
-def run(world: Prepared, topology: str, times: float, seconds: float) -> dict[str, Any]:
+class Peak(NamedTuple):
+    """How long it is looked for; the median of the rounds counts."""
+
+    rounds: int = 3
+    seconds: float = 4.0
+
+
+def run(world: Prepared, layout: str, times: float, seconds: float, peak: Peak) -> dict[str, Any]:
     """The figures. What is started here has ended when this returns or raises."""
     with ExitStack() as stack:
         load = stack.enter_context(load_process())
-        port = start_ours(stack, world, topology)
+        port = start_ours(stack, world, layout)
         console.print("[dim]looking for the peak ...[/]")
-        peak_per_s = median(_peak(load, port, world, number) for number in range(PEAK_ROUNDS))
+        peak_per_s = median(_peak(load, port, world, peak.seconds, number) for number in range(peak.rounds))
         console.print(f"[dim]{times * peak_per_s:,.0f} requests/s for {seconds:.0f} s ...[/]")
         before_mib = _memory_mib()
         measured = _overload(port, times * peak_per_s, seconds, world)
         return {
-            "topology": topology,
+            "topology": layout,
             "peak_per_s": round(peak_per_s, 1),
             "offered_per_s": round(times * peak_per_s, 1),
             "seconds": seconds,
@@ -67,9 +74,9 @@ def run(world: Prepared, topology: str, times: float, seconds: float) -> dict[st
         }
 
 
-def _peak(load: LoadProcess, port: int, world: Prepared, number: int) -> float:
+def _peak(load: LoadProcess, port: int, world: Prepared, seconds: float, number: int) -> float:
     asked = Load(
-        port, "/v1/recommendations", "user", CLIENTS, PEAK_SECONDS, 1.0, f"peak-{number}", world.users, NOT_DEGRADED
+        port, "/v1/recommendations", "user", CLIENTS, seconds, 1.0, f"peak-{number}", world.users, NOT_DEGRADED
     )
     return load.measure(asked).requests_per_s
 
@@ -103,7 +110,7 @@ def table(runs: Sequence[dict[str, Any]], world: Prepared) -> Table:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", choices=("tiered", "fused", "both"), default="tiered")
+    parser.add_argument("--topology", nargs="+", choices=LAYOUTS, default=["tiered"])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--times", type=float, default=2.0, help="of the peak")
     parser.add_argument("--synthetic", action="store_true", help="a made-up catalogue instead of the films")
@@ -120,9 +127,8 @@ def main() -> int:
     warn_if_busy(busy)
     try:
         world = prepared(given)
-        topologies = ("tiered", "fused") if given.topology == "both" else (given.topology,)
-        seconds = 5.0 if given.quick else given.seconds
-        runs = [run(world, topology, given.times, seconds) for topology in topologies]
+        seconds, peak = (5.0, Peak(1, 1.0)) if given.quick else (given.seconds, Peak())
+        runs = [run(world, layout, given.times, seconds, peak) for layout in given.topology]
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

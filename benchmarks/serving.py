@@ -10,6 +10,7 @@ No side caches anything: every text is new. The load is closed-loop (``http_load
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +40,18 @@ START_TIMEOUT_S = 120.0
 AGREEMENT_QUERIES = 50
 # Sizes are fixed, so that no replica starts in the middle of a measurement.
 TIERS: dict[str, Any] = {"encoder_tier": {"min_replicas": 1, "max_replicas": 1, "threads": 2}}
+CORES = os.cpu_count() or 1
+# How the app is spread over processes: a tier each, all in one, or all in one as often as there are cores.
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tiered": {"topology": "tiered", **TIERS},
+    "fused": {"topology": "fused", **TIERS},
+    "fused-per-core": {
+        "topology": "fused",
+        "gateway": {"min_replicas": CORES, "max_replicas": CORES},
+        "encoder_tier": {"threads": 1},
+    },
+}
+MANY = 32  # clients
 PEER_MODES = ("thread-pool", "event-loop")
 QUIET = {"TQDM_DISABLE": "1"}
 NOT_DEGRADED = '"degraded":[]'
@@ -46,22 +59,32 @@ NOT_DEGRADED = '"degraded":[]'
 console = Console(width=150, highlight=False)
 
 
-def text_contests(ours: int, peers: dict[str, int], plan: Plan) -> list[Contest]:
+def text_contests(name: str, ours: int, peers: dict[str, int], clients: Sequence[int]) -> list[Contest]:
     sides = (
         *(Side(f"peer, {mode}", port, "/search", "text", '"item_id"') for mode, port in peers.items()),
         Side("raysys", ours, "/v1/recommendations", "text", NOT_DEGRADED),
     )
-    goals = {plan.clients[-1]: ">= 4, p99 < 1"}
-    return [Contest("text query", sides, n, "requests_per_s", goals.get(n, "")) for n in plan.clients]
+    return [Contest(name, sides, n, "requests_per_s", ">= 5, p99 < 1" if n >= MANY else "") for n in clients]
 
 
 def history_contests(ours: int, plan: Plan) -> list[Contest]:
-    history = Side("raysys", ours, "/v1/recommendations", "user", NOT_DEGRADED)
     no_op = Side("no-op route", ours, "/livez", "nothing")
     return [
-        Contest("user history over no-op", (no_op, history), 1, "p50_ms", "<= 8"),
-        Contest("user history", (history,), plan.clients[-1], "requests_per_s", ""),
+        Contest("user history over no-op", (no_op, _history("raysys", ours)), 1, "p50_ms", "<= 8"),
+        Contest("user history", (_history("raysys", ours),), plan.clients[-1], "requests_per_s", ""),
     ]
+
+
+def per_core_contests(tiered: int, per_core: int, peers: dict[str, int], plan: Plan) -> list[Contest]:
+    sides = (_history("tiered", tiered), _history("fused, one a core", per_core))
+    return [
+        *text_contests("text query, fused, one a core", per_core, peers, plan.clients[-1:]),
+        Contest("user history, fused, one a core, over tiered", sides, plan.clients[-1], "requests_per_s", ""),
+    ]
+
+
+def _history(name: str, port: int) -> Side:
+    return Side(name, port, "/v1/recommendations", "user", NOT_DEGRADED)
 
 
 def fused_contests(tiered: int, fused: int) -> list[Contest]:
@@ -73,19 +96,26 @@ def fused_contests(tiered: int, fused: int) -> list[Contest]:
     return [contest("user history", "user", "<= 0.5"), contest("text query", "text", "")]
 
 
-def run(world: Prepared, plan: Plan) -> tuple[list[Outcome], dict[str, float]]:
-    """All rows, and how far both sides agree. Everything started here has ended when this returns or raises."""
+def run(world: Prepared, plan: Plan, is_quick: bool) -> tuple[list[Outcome], dict[str, float]]:
+    """All rows, and how far both sides agree; in a quick run without a peer and a start of our own.
+
+    Everything started here has ended when this returns or raises.
+    """
     outcomes: list[Outcome] = []
     with ExitStack() as stack:
         load = stack.enter_context(load_process())
         tiered = start_ours(stack, world, "tiered")
         with ExitStack() as peer_stack:
-            peers = {mode: start_peer(peer_stack, world, mode) for mode in PEER_MODES}
+            peers = {mode: start_peer(peer_stack, world, mode) for mode in PEER_MODES[: 1 if is_quick else None]}
             agreement = agree(tiered, peers[PEER_MODES[0]])
-            _measure(text_contests(tiered, peers, plan), plan, load, world, outcomes)
+            _measure(text_contests("text query", tiered, peers, plan.clients), plan, load, world, outcomes)
+            with ExitStack() as per_core_stack:
+                per_core = start_ours(per_core_stack, world, "fused-per-core")
+                _measure(per_core_contests(tiered, per_core, peers, plan), plan, load, world, outcomes)
         _measure(history_contests(tiered, plan), plan, load, world, outcomes)
-        fused = start_ours(stack, world, "fused")
-        _measure(fused_contests(tiered, fused), plan, load, world, outcomes)
+        if not is_quick:
+            fused = start_ours(stack, world, "fused")
+            _measure(fused_contests(tiered, fused), plan, load, world, outcomes)
     return outcomes, agreement
 
 
@@ -97,16 +127,15 @@ def _measure(
         outcomes.append(take_turns(contest, plan, load, world.users))
 
 
-def start_ours(stack: ExitStack, world: Prepared, topology: str) -> int:
-    """A head of its own with the app on it. Returns the port."""
+def start_ours(stack: ExitStack, world: Prepared, layout: str) -> int:
+    """A head of its own with the app on it, in one of the ``LAYOUTS``. Returns the port."""
     (port,) = free_ports(1)
-    console.print(f"[dim]starting raysys, {topology} ...[/]")
+    console.print(f"[dim]starting raysys, {layout} ...[/]")
     service = stack.enter_context(local_service())
-    args = {"index_root": str(world.index_root), "state": str(world.state), "topology": topology, "cached_queries": 0}
-    args |= TIERS
-    service.serve(args, port)
+    args = {"index_root": str(world.index_root), "state": str(world.state), "cached_queries": 0}
+    service.serve(args | LAYOUTS[layout], port)
     stack.callback(service.stop_serving)
-    wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), topology)
+    wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), layout)
     return port
 
 
@@ -180,7 +209,7 @@ def parameters(world: Prepared, plan: Plan) -> dict[str, Any]:
         "limit": 10,
         "load": "closed loop, one connection a client, in a process of its own on the same cores",
         "caches": "off",
-        "tiers": TIERS,
+        "layouts": LAYOUTS,
         "model": world.manifest.identity,
     }
 
@@ -218,7 +247,7 @@ def main() -> int:
     try:
         console.print("[dim]building the catalogue ...[/]")
         world = prepared(given)
-        outcomes, agreement = run(world, plan)
+        outcomes, agreement = run(world, plan, given.quick)
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -118,8 +118,11 @@ def _sum_by_row(rows: NDArray[np.int32], weights: NDArray[np.float32]) -> tuple[
     """(rows, unique and ascending, and the sum of the weights of each), by counting or, where rows lie far apart, by
     sorting: counting takes time and memory by the highest row."""
     if rows.max(initial=0) < DENSE_ROWS_PER_PAIR * len(rows):
-        unique = np.flatnonzero(np.bincount(rows)).astype(np.int32)
-        return unique, np.bincount(rows, weights=weights)[unique].astype(np.float32)
+        sums = np.bincount(rows, weights=weights)
+        is_there = np.zeros(len(sums), dtype=np.bool_)
+        is_there[rows] = True  # a sum of 0 does not say that nothing was added
+        unique = np.flatnonzero(is_there)
+        return unique.astype(np.int32), sums[unique].astype(np.float32)
     unique, inverse = np.unique(rows, return_inverse=True)
     return unique, np.bincount(inverse, weights=weights, minlength=len(unique)).astype(np.float32)
 
