@@ -1,21 +1,20 @@
 """One array a file: written so that it stays, and memory-mapped by whoever reads it."""
 
-import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysys.disk import replacing
 from raysys.errors import SnapshotError
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write one array so that it is on the disk when this returns."""
-    with path.open("wb") as file:
+    """Write one array so that a reader sees all of it or nothing, and it is on the disk when this returns."""
+    with replacing(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")) as file:
         np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def open_array(path: Path) -> NDArray[Any]:

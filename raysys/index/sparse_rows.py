@@ -5,8 +5,6 @@ the pairs whose target it owns, by source, so that a request is scored where the
 grow with the pairs that its sources touch, never with the catalogue.
 """
 
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysys.errors import InvalidInput, SnapshotError
+from raysys.index.arrays import save_array
 from raysys.types import Keys
 
 DENSE_ROWS_PER_PAIR = 16  # measured: up to here counting is several times faster than sorting
@@ -76,7 +75,7 @@ class SparseRows:
         """Write four .npy files, each so that a reader sees all of it or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in _DTYPES:
-            _save(folder / f"{name}.npy", getattr(self, name))
+            save_array(folder / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: Path) -> "SparseRows":
@@ -121,8 +120,8 @@ def _sum_by_row(rows: NDArray[np.int32], weights: NDArray[np.float32]) -> tuple[
         sums = np.bincount(rows, weights=weights)
         is_there = np.zeros(len(sums), dtype=np.bool_)
         is_there[rows] = True  # a sum of 0 does not say that nothing was added
-        unique = np.flatnonzero(is_there)
-        return unique.astype(np.int32), sums[unique].astype(np.float32)
+        found = np.flatnonzero(is_there)
+        return found.astype(np.int32), sums[found].astype(np.float32)
     unique, inverse = np.unique(rows, return_inverse=True)
     return unique, np.bincount(inverse, weights=weights, minlength=len(unique)).astype(np.float32)
 
@@ -130,15 +129,6 @@ def _sum_by_row(rows: NDArray[np.int32], weights: NDArray[np.float32]) -> tuple[
 def _sums(weights: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
     """The sum of each run of weights; run i begins at starts[i]."""
     return np.add.reduceat(weights, starts, dtype=np.float64) if len(starts) else np.empty(0)
-
-
-def _save(path: Path, array: NDArray[np.generic]) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _open(path: Path, dtype: np.dtype[np.generic]) -> NDArray[Any]:
