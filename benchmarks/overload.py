@@ -1,6 +1,6 @@
 """Twice as many requests as can be answered, for a minute: what comes of those that are let in?
 
-    python benchmarks/overload.py [--topology tiered] [--seconds 60] [--times 2] [--json FILE] [--quick]
+    python benchmarks/overload.py [--topology tiered fused ...] [--seconds 60] [--times 2] [--json FILE] [--quick]
 
 First the peak: the most answers a second that a closed loop of many clients gets for requests of known users. Then an
 open loop sends ``--times`` the peak, whether or not earlier requests were answered; a latency counts from when its
