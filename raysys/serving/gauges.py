@@ -29,6 +29,14 @@ class Gauges(Collector):
             "How long a request for a list that comes in now is expected to be in",
             wait_s,
         )
+        canary = self._in_use.canary
+        yield GaugeMetricFamily(
+            "raysys_canary_share",
+            "Share of the people who are answered from another snapshot; 0 = there is no canary",
+            0.0 if canary is None else canary.share,
+        )
+        if canary is not None:
+            yield InfoMetricFamily("raysys_canary", "The canary", {"snapshot_id": canary.snapshot_id})
         try:
             yield from self._of_snapshot(self._in_use.now())
         except Unavailable:
