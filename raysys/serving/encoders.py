@@ -72,10 +72,10 @@ class Encoders:
         manifest = await asyncio.to_thread(self._store.manifest, snapshot_id)
         identity = manifest.encoder_identity
         if identity not in self._models:
+            while len(self._models) >= MOST:  # before, as there may be no room for three
+                self._models.popitem(last=False)
             model = await asyncio.to_thread(self._loaded, identity, manifest.encoder)
             manifest.check_encoder(model.identity)
-            while len(self._models) >= MOST:
-                self._models.popitem(last=False)
             self._models[identity] = model
         self._of[snapshot_id] = identity
         return identity

@@ -35,8 +35,8 @@ class Gauges(Collector):
             "Share of the people who are answered from another snapshot; 0 = there is no canary",
             0.0 if canary is None else canary.share,
         )
-        if canary is not None:
-            yield InfoMetricFamily("raysys_canary", "The canary", {"snapshot_id": canary.snapshot_id})
+        name = "" if canary is None else canary.snapshot_id
+        yield InfoMetricFamily("raysys_canary", "The canary; no name = there is none", {"snapshot_id": name})
         try:
             yield from self._of_snapshot(self._in_use.now())
         except Unavailable:
