@@ -121,8 +121,8 @@ class Follower:
         return canary if canary is not None and canary.beside == snapshot_id else None
 
     async def _follow_canary(self, canary: Canary | None) -> None:
-        """Never raises: the snapshot in use is not the canary's business."""
-        if canary is None and self.canary is not None:
+        """A canary that cannot be taken raises nothing: the snapshot in use is not its business."""
+        if self.canary is not None and self.canary.snapshot_id != _id_of(canary):
             await self._end_canary()
         if canary is None or canary == self.canary:
             self.canary_refused = None

@@ -257,6 +257,13 @@ async def test_a_promoted_one_is_taken_before_it_ends_and_another_one_after(tmp_
         store.publish(C)
         await poll()
         assert taker.news() == [(B, 0.5), None, C]  # which was compared with A, not with C
+        store.set_canary(A, 0.5, C)
+        await poll()
+        store.promote()
+        store.set_canary(B, 0.5, A)
+        await poll()  # two acts since the last look
+        assert taker.news() == [(A, 0.5), A, None, (B, 0.5)]
+        assert [row.snapshot_id for row in _held(store)] == [A, B]
 
 
 async def test_a_bad_canary_changes_nothing_but_what_is_said(tmp_path: Path) -> None:
