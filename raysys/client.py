@@ -80,6 +80,15 @@ class Client:
     def rollback_snapshot(self, **body: Any) -> dict[str, Any]:
         return self.post("/v1/admin/snapshots:rollback", body)
 
+    def start_canary(self, snapshot_id: str, share: float, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:canary", {"snapshot_id": snapshot_id, "share": share, **body})
+
+    def promote_canary(self, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:promote", body)
+
+    def withdraw_canary(self, **body: Any) -> dict[str, Any]:
+        return self.post("/v1/admin/snapshots:withdraw", body)
+
     def collect_snapshots(self, **body: Any) -> dict[str, Any]:
         return self.post("/v1/admin/snapshots:gc", body)
 

@@ -30,6 +30,16 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=b"seed").digest(), "little")
 
 
+def point_of(name: str, user: str) -> float:
+    """A number in [0, 1) of 53 bits, as good as random, of this user key under this name, such as an experiment's.
+
+    BLAKE2b over both, each with its length. Points under different names have nothing to do with each other.
+    """
+    parts = (part.encode() for part in (name, user))
+    digest = hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+
+
 @lru_cache(maxsize=1 << 17)
 def term_key(term: str) -> int:
     """The 64-bit key of a term: the hash of ``item_key``, remembered apart so that neither drives the other out."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from raysys.client import ApiError, Client
 from raysys.clock import Clock, SystemClock
 from raysys.config import DEFAULT_HOME, IndexSettings, ServeSettings, parse
-from raysys.errors import SnapshotError, Unavailable
+from raysys.errors import ConfigError, SnapshotError, Unavailable
 from raysys.index.inventory import readable_bytes
 from raysys.index.store import SnapshotStore
 from raysys.publishing.listing import Listing, Row, as_dict, listing
@@ -55,6 +55,8 @@ def list_(
 
 def _remarks(found: Listing) -> Iterator[str]:
     """What does not fit into the table."""
+    if found.canary is not None:
+        yield f"{found.canary.share:.1%} of the people get {found.canary.snapshot_id}, since {found.canary.at}"
     for row in found.snapshots:
         if row.state in ("damaged", "too new"):
             yield f"{row.snapshot_id} is {row.state}: {row.problem}"
@@ -123,9 +125,7 @@ def activate(
     """Publish a snapshot: verified, compared with the published one, then by one move of the pointer."""
     from raysys.publishing.activate import activate as run
 
-    places = parse(
-        ServeSettings, {"index_root": root, "state": state, "impressions": {"folder": impressions}}, "options"
-    )
+    places = _places(root, state, impressions)
     store = SnapshotStore(places.index_root)
     done = run(store, snapshot_id, places.impressions.folder, places.state, force)
     for line in () if done.comparison is None else done.comparison.lines():
@@ -135,6 +135,45 @@ def activate(
     was = f", was {done.before}" if done.before not in (None, snapshot_id) else ""
     console.print(f"published {snapshot_id}{was}", markup=False)
     _wait(wait, snapshot_id, deadline_s)
+
+
+@app.command()
+def canary(
+    snapshot_id: Id,
+    share: Annotated[float, typer.Option(help="Of the people, above 0 and at most 1.")] = 0.05,
+    root: Root = ROOT,
+    force: Annotated[bool, typer.Option("--force", help="Also where it differs from the published one.")] = False,
+    impressions: Annotated[str, typer.Option(help="The impression log: who asks.")] = f"{DEFAULT_HOME}/impressions",
+    state: Annotated[str, typer.Option(help="The store that knows them.")] = f"{DEFAULT_HOME}/state.sqlite3",
+) -> None:
+    """Answer a share of the people from a snapshot, verified and compared as by `activate`; again: another share."""
+    from raysys.publishing.activate import start_canary
+
+    if not 0 < share <= 1:
+        raise ConfigError(f"--share {share:g}: a share of the people is above 0 and at most 1")
+    places = _places(root, state, impressions)
+    store = SnapshotStore(places.index_root)
+    done = start_canary(store, snapshot_id, share, places.impressions.folder, places.state, force)
+    for line in () if done.comparison is None else done.comparison.lines():
+        console.print(line, markup=False)
+    for reason in done.canary.forced:
+        console.print(f"forced: {reason}", markup=False, style="yellow")
+    console.print(f"{share:.1%} of the people get {snapshot_id}, the others {done.canary.beside}", markup=False)
+
+
+@app.command()
+def promote(root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S) -> None:
+    """Publish the canary: everybody is answered from it."""
+    left, taken = SnapshotStore(root).promote()
+    console.print(f"published {taken}, was {left}", markup=False)
+    _wait(wait, taken, deadline_s)
+
+
+@app.command()
+def withdraw(root: Root = ROOT) -> None:
+    """End the canary: everybody is answered from the published snapshot."""
+    ended = SnapshotStore(root).withdraw()
+    console.print(f"everybody gets {ended.beside}; {ended.snapshot_id} stays, unpublished", markup=False)
 
 
 @app.command()
@@ -163,6 +202,10 @@ def gc(
     for removal in removals:
         console.print(f"{removal.path}: {readable_bytes(removal.size_bytes)}, {removal.why}", markup=False)
     console.print(said(removals, dry_run))
+
+
+def _places(root: str, state: str, impressions: str) -> ServeSettings:
+    return parse(ServeSettings, {"index_root": root, "state": state, "impressions": {"folder": impressions}}, "options")
 
 
 def _wait(url: str | None, snapshot_id: str, deadline_s: float) -> None:

@@ -5,7 +5,6 @@ different experiments have nothing to do with each other. What counts is one num
 a fixed time after they were first exposed; it no longer changes when it enters the test.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from raysys.data.arrow_values import TIME
 from raysys.errors import InvalidInput
 from raysys.evaluation.off_policy import effective_size
 from raysys.evaluation.shown import check_columns, exposures, read_pieces
+from raysys.keys import point_of
 
 Floats = NDArray[np.float64]
 Verdict = Literal["too few", "undecided", "better", "worse"]
@@ -69,13 +69,7 @@ class Experiment:
 
     def arm_of(self, user: str) -> str:
         """The arm of this ``types.user_key``."""
-        return self._arms[int(np.searchsorted(self._ends, self._point(user), side="right"))]
-
-    def _point(self, user: str) -> float:
-        """A number in [0, 1) of 53 bits, as good as random: BLAKE2b over both parts, each with its length."""
-        parts = (part.encode() for part in (self.name, user))
-        digest = hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=8).digest()
-        return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+        return self._arms[int(np.searchsorted(self._ends, point_of(self.name, user), side="right"))]
 
     @cached_property
     def _arms(self) -> tuple[str, ...]:

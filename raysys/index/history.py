@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raysys.config import Settings
 
-By = Literal["build", "activate", "rollback", "another way"]
+By = Literal["build", "activate", "promote", "rollback", "another way"]
 
 log = logging.getLogger(__name__)
 

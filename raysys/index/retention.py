@@ -6,7 +6,7 @@ this is killed. Processes that have mapped its files keep them until they let go
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from raysys.errors import SnapshotError
 from raysys.index import inventory, leases
 from raysys.index.catalogue import Catalogue
 from raysys.index.inventory import Snapshot, readable_bytes
-from raysys.index.store import HISTORY, POINTER, SnapshotStore
+from raysys.index.store import CANARY, HISTORY, POINTER, SnapshotStore
 from raysys.types import TextKeys
 
 GRACE_S = 600.0  # a server that was killed comes back to its snapshot within this time
@@ -37,9 +37,9 @@ def collect(
 ) -> list[Removal]:
     """Remove what may go. keep: of the complete snapshots so many stay, the newest; None = all.
 
-    Whatever ``keep`` is, these stay: the published one, the one before it, newer ones, those that a process holds or
-    a server used in the last ``GRACE_S``, and those of a newer format. embeddings: also the files of vectors that no
-    snapshot needs, unless a build runs. dry_run: only say what would go. Raises SnapshotError, OSError.
+    Whatever ``keep`` is, these stay: the published one, the one before it, the canary, newer ones, those that a process
+    holds or a server used in the last ``GRACE_S``, and those of a newer format. embeddings: also the files of vectors
+    that no snapshot needs, unless a build runs. dry_run: only say what would go. Raises SnapshotError, OSError.
     """
     now_s = time.time() if now_s is None else now_s
     with store.locked():
@@ -64,13 +64,13 @@ def freed_bytes(removals: Sequence[Removal]) -> int:
 
 
 def old_ones(
-    found: Sequence[Snapshot], keep: int | None, current: str | None, before: str | None, now_s: float
+    found: Sequence[Snapshot], keep: int | None, current: str | None, needed: Collection[str | None], now_s: float
 ) -> Iterator[tuple[Snapshot, str]]:
-    """Those of these snapshots, oldest first, that may go, and why."""
+    """Those of these snapshots, oldest first, that may go, and why. current: the published one. needed: also stay."""
     complete = [snapshot.snapshot_id for snapshot in found if snapshot.state == "complete"]
     newest = set(complete if keep is None or current not in complete else complete[-keep:])
     for snapshot in found:
-        if snapshot.is_held or snapshot.snapshot_id in (current, before) or snapshot.state == "too new":
+        if snapshot.is_held or snapshot.snapshot_id in (current, *needed) or snapshot.state == "too new":
             continue
         if snapshot.state == "unfinished":
             yield snapshot, "its build was killed"
@@ -86,9 +86,12 @@ def _snapshots(store: SnapshotStore, keep: int | None, now_s: float) -> Iterator
         yield Removal(f"snapshots/{snapshot.snapshot_id}", snapshot.size_bytes, why)
 
 
-def _in_use(store: SnapshotStore) -> tuple[str | None, str | None]:
-    """The published snapshot, and the one before it."""
-    return (store.current_id(), store.previous()) if (store.root / POINTER).exists() else (None, None)
+def _in_use(store: SnapshotStore) -> tuple[str | None, tuple[str | None, ...]]:
+    """The published snapshot; the one before it and the canary."""
+    if not (store.root / POINTER).exists():
+        return None, ()
+    canary = store.canary()
+    return store.current_id(), (store.previous(), None if canary is None else canary.snapshot_id)
 
 
 def _staged(store: SnapshotStore) -> Iterator[Removal]:
@@ -104,7 +107,7 @@ def _old_trash(store: SnapshotStore) -> Iterator[Removal]:
 
 def _temporary(store: SnapshotStore) -> Iterator[Removal]:
     """Whoever writes these holds the lock, so now they belong to nobody."""
-    for name in (POINTER, HISTORY):
+    for name in (POINTER, HISTORY, CANARY):
         for path in sorted(store.root.glob(f".{name}.*.tmp")):
             yield Removal(path.name, path.stat().st_size, "left by a killed process")
 

@@ -1,6 +1,7 @@
 """The folder of snapshots and the one pointer that says which is served.
 
 <root>/CURRENT                      the id of the published snapshot; moved by one atomic rename
+<root>/CANARY                       the snapshot that a share of the people get, and which share (``canary``)
 <root>/HISTORY                      which was published when (``history``)
 <root>/.lock                        locked while the pointer moves, a build begins, or something is collected
 <root>/leases/<id>                  locked by whoever writes or serves this snapshot (``leases``)
@@ -21,13 +22,14 @@ from pathlib import Path
 
 from raysys.disk import replacing
 from raysys.errors import SnapshotConflict, SnapshotDamaged, SnapshotError, UnknownSnapshot
-from raysys.index import history, leases, refusals
+from raysys.index import canary, history, leases, refusals
+from raysys.index.canary import Canary
 from raysys.index.history import By, Move
 from raysys.index.leases import Lease
 from raysys.index.manifest import MANIFEST, Manifest, check_sizes, read_manifest, verify_files
 from raysys.index.refusals import Refusal
 
-POINTER, HISTORY, LOCK = "CURRENT", "HISTORY", ".lock"
+POINTER, HISTORY, CANARY, LOCK = "CURRENT", "HISTORY", "CANARY", ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -132,18 +134,84 @@ class SnapshotStore:
             self._move(before, "rollback")
         return current, before
 
+    def canary(self) -> Canary | None:
+        """The canary beside the published snapshot; None = there is none."""
+        found = canary.read(self.root / CANARY)
+        return found if found is not None and self.is_published(found.beside) else None
+
+    def set_canary(self, snapshot_id: str, share: float, beside: str, forced: Sequence[str] = ()) -> Canary:
+        """Give a share of the people this verified snapshot; of the one that is the canary already, another share.
+
+        share: above 0, at most 1. beside: the snapshot that must still be published. Raises SnapshotError, and nothing
+        changed.
+        """
+        with self.locked():
+            self.manifest(snapshot_id)  # it may have been collected since
+            self.check_free(snapshot_id, beside)
+            made = Canary(snapshot_id=snapshot_id, share=share, beside=beside, at=_now(), forced=tuple(forced))
+            self._write(CANARY, made.model_dump_json().encode(), f"{snapshot_id} did not become the canary")
+        return made
+
+    def check_free(self, snapshot_id: str, beside: str) -> None:
+        """Raises SnapshotConflict where this one cannot be the canary beside that one: see ``set_canary``."""
+        current, running = self.current_id(), self.canary()
+        if current == snapshot_id:
+            raise SnapshotConflict(f"{snapshot_id} is published: everybody is answered from it")
+        if current != beside:
+            raise SnapshotConflict(f"meanwhile {current} was published in place of {beside}; try again")
+        if running is not None and running.snapshot_id != snapshot_id:
+            raise SnapshotConflict(f"{running.snapshot_id} is the canary; promote or withdraw it first")
+
+    def withdraw(self, expected: str | None = None) -> Canary:
+        """End the canary: everybody is answered from the published snapshot. Returns what it was.
+
+        expected: the one that must be the canary; None = whichever. Raises SnapshotError, and nothing changed.
+        """
+        with self.locked():
+            ended = self._running(expected)
+            try:
+                (self.root / CANARY).unlink()
+            except OSError as error:
+                raise SnapshotError(f"{ended.snapshot_id} is still the canary, {error}") from error
+        return ended
+
+    def promote(self, expected: str | None = None) -> tuple[str, str]:
+        """Put the pointer on the canary. Returns (from, to). Its files are looked at, not read: servers hold it.
+
+        expected: as for ``withdraw``. Raises SnapshotError, and nothing changed.
+        """
+        with self.locked():
+            running = self._running(expected)
+            check_sizes(self.folder(running.snapshot_id), self.manifest(running.snapshot_id))
+            self._move(running.snapshot_id, "promote", running.forced)
+        return running.beside, running.snapshot_id
+
+    def _running(self, expected: str | None) -> Canary:
+        running = self.canary()
+        if running is None:
+            raise SnapshotConflict("there is no canary; `raysys snapshots canary ID` starts one")
+        if expected is not None and running.snapshot_id != expected:
+            raise SnapshotConflict(f"{running.snapshot_id} is the canary, not {expected}, so nothing was changed")
+        return running
+
     def _move(self, snapshot_id: str, by: By, forced: Sequence[str] = ()) -> None:
         moves = self.history()
         if moves and moves[-1].snapshot_id == snapshot_id:
             return
         moves.append(Move(at=_now(), snapshot_id=snapshot_id, by=by, forced=tuple(forced)))
-        try:
-            write_atomically(self.root / HISTORY, history.write(moves))
-            write_atomically(self.root / POINTER, snapshot_id.encode())
-        except OSError as error:
-            raise SnapshotError(f"{snapshot_id} was not published, {self.root} cannot be written: {error}") from error
+        if self.canary() is None:  # one that an earlier move ended, and a kill left, must not come back with this one
+            (self.root / CANARY).unlink(missing_ok=True)
+        self._write(HISTORY, history.write(moves), f"{snapshot_id} was not published")
+        self._write(POINTER, snapshot_id.encode(), f"{snapshot_id} was not published")
         with contextlib.suppress(OSError):  # it is published all the same
+            (self.root / CANARY).unlink(missing_ok=True)
             self.refusal_path(snapshot_id).unlink(missing_ok=True)
+
+    def _write(self, name: str, content: bytes, otherwise: str) -> None:
+        try:
+            write_atomically(self.root / name, content)
+        except OSError as error:
+            raise SnapshotError(f"{otherwise}, {self.root} cannot be written: {error}") from error
 
     def refuse(self, snapshot_id: str, reasons: Sequence[str]) -> None:
         """Write down why the snapshot was refused. Raises nothing: what refuses it is what must be told."""

@@ -1,9 +1,10 @@
-"""Puts the pointer on a snapshot that is whole, and not too much unlike the one in use."""
+"""Puts the pointer on a snapshot that is whole and not too much unlike the one in use, or some of the people first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotRefused
+from raysys.errors import SnapshotError, SnapshotRefused
+from raysys.index.canary import Canary
 from raysys.index.manifest import Manifest
 from raysys.index.store import POINTER, SnapshotStore
 from raysys.publishing.replay import N_ASKED, Agreement, compare, some_people
@@ -35,6 +36,10 @@ class Comparison:
     def lines(self) -> list[str]:
         """The figures, for people."""
         lines = [f"items: {self.old.n_items:,} -> {self.new.n_items:,}"]
+        old, new = self.old.encoder_identity, self.new.encoder_identity
+        if old != new:
+            models = f"{old.name} ({old.dim}) -> {new.name} ({new.dim})"
+            lines.append(f"encoder: {models}; servers load it beside the one they have")
         if self.agreement is None:
             return [*lines, self.note]
         a = self.agreement
@@ -47,14 +52,9 @@ class Comparison:
 
     def _of_servers(self) -> Iterator[str]:
         """What a running application refuses to take up."""
-        stays = "stays with the old snapshot until it is deployed again"
-        try:
-            self.new.check_encoder(self.old.encoder_identity)
-        except SnapshotMismatch as error:
-            yield f"{error.args[0].partition('. ')[0]}: a running application {stays}"
         if len(self.old.shards) != len(self.new.shards):
             shards = f"{len(self.old.shards)} -> {len(self.new.shards)} shards"
-            yield f"{shards}: a running tiered application {stays}"
+            yield f"{shards}: a running tiered application stays with the old snapshot until it is deployed again"
 
     def _of_items(self) -> Iterator[str]:
         growth = self.new.n_items / self.old.n_items - 1
@@ -105,20 +105,70 @@ def activate(
     with store.lease(snapshot_id):
         manifest = _whole(store, snapshot_id)
         before = store.current_id() if (store.root / POINTER).exists() else None
-        if before in (None, snapshot_id):
+        if before is None or before == snapshot_id:
             store.move(snapshot_id, "activate")
             return Activation(snapshot_id, before, None)
-        comparison = _compared(store, str(before), manifest, impressions, state, n_asked)
-        reasons = () if comparison is None else tuple(comparison.reasons())
-        if reasons and not force:
-            store.refuse(snapshot_id, reasons)
-            raise SnapshotRefused(
-                f"{snapshot_id} is refused, {before} stays published: {'; '.join(reasons)}. "
-                "`force` (--force) activates it all the same",
-                reasons,
-            )
+        comparison, reasons = _examined(store, before, manifest, impressions, state, force, n_asked)
         store.move(snapshot_id, "activate", reasons, before)
     return Activation(snapshot_id, before, comparison, reasons)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A canary that was started, or given another share; then nothing was compared anew, and comparison is None."""
+
+    canary: Canary
+    comparison: Comparison | None
+
+
+def start_canary(
+    store: SnapshotStore,
+    snapshot_id: str,
+    share: float,
+    impressions: str | None = None,
+    state: str | None = None,
+    force: bool = False,
+    n_asked: int = N_ASKED,
+) -> Start:
+    """Give a share of the people this snapshot, once it was verified and compared as for ``activate``.
+
+    The one that is the canary already is only given the share. Raises as ``activate``, and SnapshotConflict for the
+    published one, or where another one is the canary; then all stays as it is, but for the reasons of a refusal.
+    """
+    store.manifest(snapshot_id)
+    before, running = store.current_id(), store.canary()
+    if running is not None and running.snapshot_id == snapshot_id:
+        return Start(store.set_canary(snapshot_id, share, before, running.forced), None)
+    store.check_free(snapshot_id, before)  # now, as the comparison takes long
+    with store.lease(snapshot_id):
+        manifest = _whole(store, snapshot_id)
+        comparison, reasons = _examined(store, before, manifest, impressions, state, force, n_asked)
+        return Start(store.set_canary(snapshot_id, share, before, reasons), comparison)
+
+
+def _examined(
+    store: SnapshotStore,
+    before: str,
+    manifest: Manifest,
+    impressions: str | None,
+    state: str | None,
+    force: bool,
+    n_asked: int,
+) -> tuple[Comparison | None, tuple[str, ...]]:
+    """How the snapshot compares with the published one, and the reasons against it that ``force`` set aside.
+
+    Raises SnapshotRefused.
+    """
+    comparison = _compared(store, before, manifest, impressions, state, n_asked)
+    reasons = () if comparison is None else tuple(comparison.reasons())
+    if reasons and not force:
+        store.refuse(manifest.snapshot_id, reasons)
+        raise SnapshotRefused(
+            f"{manifest.snapshot_id} is refused, {before} stays published: {'; '.join(reasons)}. "
+            "`force` (--force) takes it all the same",
+            reasons,
+        )
+    return comparison, reasons
 
 
 def _whole(store: SnapshotStore, snapshot_id: str) -> Manifest:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from raysys.index.canary import Canary
 from raysys.index.history import Move
 from raysys.index.inventory import Leftover, Snapshot, size_bytes, snapshots, staged, trash
 from raysys.index.store import POINTER, SnapshotStore
@@ -28,6 +29,7 @@ class Row:
     size_bytes: int
     is_current: bool
     is_before: bool
+    is_canary: bool
     is_held: bool
     refused_at: str | None
     refused: tuple[str, ...]
@@ -36,6 +38,7 @@ class Row:
         marks = {
             "current": self.is_current,
             "before": self.is_before,
+            "canary": self.is_canary,
             "in use": self.is_held,
             "refused": self.refused_at is not None,
         }
@@ -57,6 +60,7 @@ class Listing:
 
     root: str
     current: str | None
+    canary: Canary | None
     snapshots: tuple[Row, ...]
     leftovers: tuple[Left, ...]
     embeddings_bytes: int
@@ -67,10 +71,12 @@ def listing(store: SnapshotStore, now_s: float) -> Listing:
     """All snapshots, oldest first, and the rest. now_s: UTC epoch seconds."""
     current = store.current_id() if (store.root / POINTER).exists() else None
     before = None if current is None else store.previous()
+    canary = store.canary()
     return Listing(
         root=str(store.root),
         current=current,
-        snapshots=tuple(_row(store, snapshot, current, before, now_s) for snapshot in snapshots(store)),
+        canary=canary,
+        snapshots=tuple(_row(store, snapshot, current, before, canary, now_s) for snapshot in snapshots(store)),
         leftovers=tuple(_left(store, one) for one in (*staged(store), *trash(store))),
         embeddings_bytes=size_bytes(store.root / "embeddings"),
         history=tuple(store.history()),
@@ -79,14 +85,22 @@ def listing(store: SnapshotStore, now_s: float) -> Listing:
 
 def as_dict(found: Listing) -> dict[str, Any]:
     """As plain values, for JSON."""
-    return {**asdict(found), "history": [move.model_dump() for move in found.history]}
+    canary = None if found.canary is None else found.canary.model_dump()
+    return {**asdict(found), "canary": canary, "history": [move.model_dump() for move in found.history]}
 
 
 def _left(store: SnapshotStore, one: Leftover) -> Left:
     return Left(one.path.relative_to(store.root).as_posix(), one.size_bytes, one.is_held)
 
 
-def _row(store: SnapshotStore, snapshot: Snapshot, current: str | None, before: str | None, now_s: float) -> Row:
+def _row(
+    store: SnapshotStore,
+    snapshot: Snapshot,
+    current: str | None,
+    before: str | None,
+    canary: Canary | None,
+    now_s: float,
+) -> Row:
     manifest, snapshot_id = snapshot.manifest, snapshot.snapshot_id
     made_s = snapshot.written_s if manifest is None else datetime.fromisoformat(manifest.created_at).timestamp()
     encoder = None if manifest is None else manifest.encoder_identity
@@ -103,6 +117,7 @@ def _row(store: SnapshotStore, snapshot: Snapshot, current: str | None, before: 
         snapshot.size_bytes,
         snapshot_id == current,
         snapshot_id == before,
+        canary is not None and snapshot_id == canary.snapshot_id,
         snapshot.is_held,
         None if refusal is None else refusal.at,
         () if refusal is None else refusal.reasons,

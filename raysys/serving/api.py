@@ -128,6 +128,10 @@ def _add_snapshots(app: FastAPI, snapshots: Snapshots) -> None:
     _route(
         app, f"{path}:rollback", rollback, schemas.SnapshotRollbackAnswer, snapshots.rollback, "Back to the last one"
     )
+    canary, running = schemas.SnapshotCanaryBody, schemas.SnapshotRunningBody
+    _route(app, f"{path}:canary", canary, schemas.SnapshotCanaryAnswer, snapshots.canary, "A snapshot for some people")
+    _route(app, f"{path}:promote", running, schemas.SnapshotRollbackAnswer, snapshots.promote, "Publish the canary")
+    _route(app, f"{path}:withdraw", running, schemas.SnapshotWithdrawAnswer, snapshots.withdraw, "End the canary")
     _route(app, f"{path}:gc", gc, schemas.SnapshotGcAnswer, snapshots.collect, "Remove old snapshots")
 
 
@@ -217,6 +221,8 @@ def _describe(app: FastAPI) -> None:
         schemas.SnapshotVerifyBody,
         schemas.SnapshotActivateBody,
         schemas.SnapshotRollbackBody,
+        schemas.SnapshotCanaryBody,
+        schemas.SnapshotRunningBody,
         schemas.SnapshotGcBody,
         schemas.Problem,
     )

@@ -5,7 +5,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from raysys.config import EncoderSettings, ServeSettings, TierSettings
+from raysys.config import ServeSettings, TierSettings
 from raysys.index.manifest import Manifest
 from raysys.index.store import SnapshotStore
 from raysys.serving.deployments import Encoder, Gateway, Ranker, ShardReplica
@@ -65,34 +65,30 @@ def actor_options(tier: TierSettings) -> dict[str, Any]:
 def build(args: ServeSettings) -> Application:
     """The application over the snapshot published under ``index_root``; Serve checks ``args`` against the annotation.
 
-    The number of shards and the encoder are those of that snapshot. Raises SnapshotError when nothing is published.
+    The number of shards is that of that snapshot. Raises SnapshotError when nothing is published.
     """
     store = SnapshotStore(args.index_root)
     manifest = store.manifest(store.current_id())
-    return _fused(args, manifest) if args.topology == "fused" else _tiered(args, manifest)
+    return _fused(args) if args.topology == "fused" else _tiered(args, manifest)
 
 
 def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
     n_shards = len(manifest.shards)
-    encoder = _deploy(Encoder, "encoder", settings.encoder_tier)
+    encoder = _deploy(Encoder, "encoder", settings.encoder_tier, user_config=FOLLOW)
     ranker = _deploy(Ranker, "ranker", settings.ranker_tier)
     shards = [_deploy(ShardReplica, shard_name(n), settings.shard_tier, user_config=FOLLOW) for n in range(n_shards)]
     return _deploy(Gateway, "gateway", settings.gateway, user_config=FOLLOW, backpressure_config=BACKPRESSURE).bind(
         settings,
-        encoder.bind(_encoder_settings(settings, manifest), settings.encoder_tier.threads),
+        encoder.bind(settings.encoder, settings.encoder_tier.threads, settings.index_root),
         ranker.bind(settings.ranking, settings.index_root),
         *(shard.bind(number, n_shards, settings) for number, shard in enumerate(shards)),
     )
 
 
-def _fused(settings: ServeSettings, manifest: Manifest) -> Application:
+def _fused(settings: ServeSettings) -> Application:
     gateway = _deploy(FusedGateway, "gateway", settings.gateway, user_config=FOLLOW, backpressure_config=BACKPRESSURE)
-    return gateway.bind(settings, _encoder_settings(settings, manifest))
+    return gateway.bind(settings, settings.encoder)
 
 
 def _deploy(kind: type, name: str, tier: TierSettings, **more: Any) -> serve.Deployment:
     return serve.deployment(kind).options(name=name, **options(tier), **more)
-
-
-def _encoder_settings(settings: ServeSettings, manifest: Manifest) -> EncoderSettings:
-    return manifest.encoder if settings.encoder is None else settings.encoder

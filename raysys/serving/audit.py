@@ -14,7 +14,8 @@ from starlette.types import Scope as Connection
 
 from raysys.access import Key
 
-SNAPSHOTS = frozenset(f"/v1/admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "gc"))
+ACTS = ("verify", "activate", "rollback", "canary", "promote", "withdraw", "gc")
+SNAPSHOTS = frozenset(f"/v1/admin/snapshots:{act}" for act in ACTS)
 # What cannot be undone, what gives a whole person away, and what concerns everybody.
 AUDITED = SNAPSHOTS | {"/v1/items:delete", "/v1/users:edit", "/v1/users:export", "/v1/users:delete"}
 

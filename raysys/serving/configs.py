@@ -75,7 +75,7 @@ def _deployments(settings: ServeSettings, n_shards: int) -> Iterator[dict[str, A
     yield {"name": "gateway", **options(settings.gateway), "user_config": dict(FOLLOW), **backpressure}
     if settings.topology == "fused":
         return
-    yield {"name": "encoder", **options(settings.encoder_tier)}
+    yield {"name": "encoder", **options(settings.encoder_tier), "user_config": dict(FOLLOW)}
     yield {"name": "ranker", **options(settings.ranker_tier)}
     for number in range(n_shards):
         yield {"name": shard_name(number), **options(settings.shard_tier), "user_config": dict(FOLLOW)}

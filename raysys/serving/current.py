@@ -9,6 +9,7 @@ from raysys.config import RankingSettings, ServeSettings
 from raysys.data.item_entry import ItemEntry
 from raysys.errors import ConfigError, Unavailable
 from raysys.in_process import LocalRanker
+from raysys.index.canary import Canary
 from raysys.index.catalogue import Catalogue
 from raysys.lookup import Lookup
 from raysys.ranking.explore import TimesShown
@@ -18,6 +19,7 @@ from raysys.serving.experiments import Arms, common_caps, interleave, rankings
 from raysys.serving.live import LiveItems
 from raysys.serving.near_line import NearLine
 from raysys.serving.query_cache import QueryCache
+from raysys.serving.sides import Side
 from raysys.state.position import first_position
 from raysys.state.protocol import StateStore
 from raysys.types import SOURCES, Answer, FriendLikes, Profile, Request
@@ -58,42 +60,92 @@ class Current:
         first, second = await asyncio.gather(*(one.recommend(plain, profile, friends) for one in recommenders))
         return interleave(first, second, plain, common_caps(*(one.caps(plain) for one in recommenders)))
 
-    async def stop(self) -> None:
-        await self.live.stop()
-        await self.texts.stop()
-
 
 class InUse:
-    """Holds the current parts. A request takes them once, so that it is answered by one snapshot."""
+    """Holds the current parts, and those of a canary. A request takes one of both once, and is answered by it alone."""
 
     def __init__(self) -> None:
         self._current: Current | None = None
+        self._canary: tuple[Current, Canary] | None = None
+        self.spaces: set[str] = set()  # fingerprints of all encoders that were used since the start
 
     def now(self) -> Current:
-        """Raises Unavailable before the first snapshot."""
+        """The parts of the published snapshot. Raises Unavailable before the first one."""
         if self._current is None:
             raise Unavailable("no snapshot is loaded yet; try again in a moment")
         return self._current
+
+    def all(self) -> tuple[Current, ...]:
+        """All parts that requests are answered from, those of the published snapshot first. Raises Unavailable."""
+        return (self.now(),) if self._canary is None else (self.now(), self._canary[0])
+
+    @property
+    def canary(self) -> Canary | None:
+        """The canary that some people are answered from here."""
+        return None if self._canary is None else self._canary[1]
+
+    def side_of(self, user: str | None) -> Side | None:
+        """The side of this user key; None where there are no two, and for nobody, who is answered as always."""
+        if self._canary is None or user is None:
+            return None
+        return "canary" if self._canary[1].has(user) else "current"
+
+    def on(self, side: Side | None) -> Current:
+        """The parts for people of this side."""
+        return self._canary[0] if side == "canary" and self._canary is not None else self.now()
 
     def read_soon(self, texts: Iterable[str]) -> None:
         """Have what people wrote encoded now; before a snapshot is loaded, the first reader asks for it."""
         if self._current is not None:
             for text in filter(None, map(str.strip, texts)):
-                self._current.texts.submit(text, "query")
+                for current in self.all():
+                    current.texts.submit(text, "query")
 
     async def replace(self, current: Current) -> None:
         """Use these parts from the next request on."""
         previous, self._current = self._current, current
-        current.texts.start()
-        current.live.start()
-        if previous is not None:
-            await previous.stop()
+        self._start(current)
+        await _end(previous)
+
+    async def set_canary(self, current: Current, canary: Canary) -> None:
+        """Answer the people of the canary from these parts from the next request on."""
+        previous, self._canary = self._canary, (current, canary)
+        self._start(current)
+        await _end(None if previous is None else previous[0])
+
+    def set_share(self, canary: Canary) -> None:
+        """The canary with another share."""
+        assert self._canary is not None  # noqa: S101  # whoever calls this has set it
+        self._canary = (self._canary[0], canary)
+
+    async def promote(self) -> None:
+        """Answer everybody from the canary's parts from the next request on."""
+        assert self._canary is not None  # noqa: S101  # whoever calls this has set it
+        previous, self._current, self._canary = self._current, self._canary[0], None
+        await _end(previous)
+
+    async def end_canary(self) -> None:
+        """Answer everybody from the current parts from the next request on."""
+        previous, self._canary = self._canary, None
+        await _end(None if previous is None else previous[0])
 
     async def stop(self) -> None:
         """End what runs in the background; requests are answered no more."""
+        await self.end_canary()
         previous, self._current = self._current, None
-        if previous is not None:
-            await previous.stop()
+        await _end(previous)
+
+    def _start(self, current: Current) -> None:
+        self.spaces.add(current.texts.fingerprint)
+        current.texts.start()
+        current.live.start()
+
+
+async def _end(previous: Current | None) -> None:
+    """Stop what runs behind these parts. Requests that have them are still answered."""
+    if previous is not None:
+        await previous.live.stop()
+        await previous.texts.stop()
 
 
 async def open_current(
@@ -107,16 +159,21 @@ async def open_current(
     clock: Clock,
     times_shown: TimesShown,
     encode_query: Encode | None = None,
+    beside: Sequence[Current] = (),
 ) -> Current:
     """The parts for one snapshot, caught up with the changes after it. Raises Unavailable, and ConfigError for rules of
     the list, in whatever arm, that do not fit the snapshot.
 
     encode_query: for the queries of requests; None = as all other texts. What is kept, of items and people, is encoded
-    by ``encode`` always.
+    by ``encode`` always. beside: what requests are answered from now. Where that is of other encoders, the items that
+    changed after the snapshot are encoded by this one before it is used.
     """
-    texts = NearLine(encode, state, catalogue.manifest.encoder_identity.fingerprint(), clock, metrics.freshness)
+    fingerprint = catalogue.manifest.encoder_identity.fingerprint()
+    texts = NearLine(encode, state, fingerprint, clock, metrics.freshness)
     live = LiveItems(state, catalogue, texts, clock, await first_position(state, catalogue.manifest), metrics.freshness)
     await live.catch_up()
+    if beside and all(one.texts.fingerprint != fingerprint for one in beside):
+        await live.encode_changes()
     size, encode_query = settings.cached_queries, encode if encode_query is None else encode_query
     recommender = Recommender(
         Lookup(catalogue, live),

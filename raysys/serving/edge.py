@@ -20,6 +20,7 @@ from raysys.serving.audit import AUDITED, record
 from raysys.serving.guard import Guard
 from raysys.serving.logs import CURRENT_ID
 from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
+from raysys.serving.sides import SideMetrics
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -90,6 +91,7 @@ class Metrics:
         self.refusals = Counter(
             "raysys_snapshot_refusals", "Tries to take the wanted snapshot that failed", registry=self.registry
         )
+        self.sides = SideMetrics(self.registry)
         self.first_sources = collections.Counter[str]()  # exported by ``Gauges``: a lock a source would cost more
 
     def freshness(self, what: str, seconds: float) -> None:

@@ -58,6 +58,8 @@ class Events:
         for outcome, n in (("accepted", len(accepted)), ("duplicate", duplicates), ("rejected", rejected)):
             self._metrics.events.labels(outcome).inc(n)
         self._metrics.pending_events.inc(self._n_pending(accepted))
+        sides = (self._in_use.side_of(event.user) for event in accepted if event.recommendation_id is not None)
+        self._metrics.sides.followed(side for side in sides if side is not None)
 
     def _n_pending(self, events: Sequence[Event]) -> int:
         """How many are about an item that the catalogue does not hold yet; they count as soon as it does."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raysys.clock import Clock, SystemClock
 from raysys.config import ImpressionSettings, ServeSettings, TracingSettings
 from raysys.errors import ConfigError, Unavailable
+from raysys.index.canary import Canary
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.profile.reader import Profiles
@@ -20,7 +22,7 @@ from raysys.serving import audit
 from raysys.serving.admission import Admission
 from raysys.serving.api import Health, Routes, create_app
 from raysys.serving.background import end
-from raysys.serving.current import InUse, open_current
+from raysys.serving.current import Current, InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
 from raysys.serving.experiments import Assignment
@@ -61,6 +63,7 @@ class Front:
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
         self._times_shown = TimesShown()  # of new items, whatever the snapshot
         self._housekeeping: asyncio.Task[None] | None = None
+        self._on_promotion: Callable[[], None] = lambda: None
         self.probe = None
         if settings.probe_every_s is not None:
             self.probe = Probe(self.in_use, self.state, settings, self._metrics, self._clock)
@@ -94,8 +97,40 @@ class Front:
 
         encode_in_time: raises Unavailable early, for queries that a student can encode; None = there is none such.
         """
+        current = await self._opened(catalogue, encode, shards, ranker, encode_in_time)
+        await self.in_use.replace(current)
+        if self._housekeeping is None:
+            self._housekeeping = asyncio.create_task(self._keep_house())
+        self._probe_on(current, encode, shards, ranker)
+
+    async def take_canary(
+        self,
+        canary: Canary,
+        catalogue: Catalogue,
+        encode: Encode,
+        shards: Recall,
+        ranker: Ranker,
+        encode_in_time: Encode | None = None,
+    ) -> None:
+        """As ``take``, for the people of the canary; the others are answered as before."""
+        current = await self._opened(catalogue, encode, shards, ranker, encode_in_time)
+        await self.in_use.set_canary(current, canary)
+        self._on_promotion = partial(self._probe_on, current, encode, shards, ranker)
+
+    async def promote(self) -> None:
+        """Answer everybody from the snapshot of the canary from the next request on."""
+        await self.in_use.promote()
+        self._on_promotion()
+
+    def _probe_on(self, current: Current, encode: Encode, shards: Recall, ranker: Ranker) -> None:
+        if self.probe is not None:
+            self.probe.take(current.lookup, encode, shards, ranker)
+
+    async def _opened(
+        self, catalogue: Catalogue, encode: Encode, shards: Recall, ranker: Ranker, encode_in_time: Encode | None
+    ) -> Current:
         gives_up = encode_in_time is not None and catalogue.student is not None and self._settings.student == "auto"
-        current = await open_current(
+        return await open_current(
             catalogue,
             encode,
             shards,
@@ -106,12 +141,8 @@ class Front:
             self._clock,
             self._times_shown,
             encode_in_time if gives_up else None,
+            self.in_use.all() if self._housekeeping is not None else (),
         )
-        await self.in_use.replace(current)
-        if self._housekeeping is None:
-            self._housekeeping = asyncio.create_task(self._keep_house())
-        if self.probe is not None:
-            self.probe.take(current.lookup, encode, shards, ranker)
 
     async def apart(self, shards: Mapping[str, dict[str, Any]]) -> list[str]:
         """The shards that read another store than this gateway, from what each says of itself.

@@ -14,7 +14,7 @@ from raysys.serving.logs import open_log
 class FusedGateway:
     """``serving.alone`` as a deployment."""
 
-    def __init__(self, settings: ServeSettings, encoder: EncoderSettings) -> None:
+    def __init__(self, settings: ServeSettings, encoder: EncoderSettings | None) -> None:
         open_log()  # before the encoder says which runtime it found
         self._alone = Alone(settings, encoder)
 

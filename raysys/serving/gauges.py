@@ -29,6 +29,14 @@ class Gauges(Collector):
             "How long a request for a list that comes in now is expected to be in",
             wait_s,
         )
+        canary = self._in_use.canary
+        yield GaugeMetricFamily(
+            "raysys_canary_share",
+            "Share of the people who are answered from another snapshot; 0 = there is no canary",
+            0.0 if canary is None else canary.share,
+        )
+        name = "" if canary is None else canary.snapshot_id
+        yield InfoMetricFamily("raysys_canary", "The canary; no name = there is none", {"snapshot_id": name})
         try:
             yield from self._of_snapshot(self._in_use.now())
         except Unavailable:

@@ -42,6 +42,9 @@ NEEDED: dict[str, frozenset[Scope]] = {
     "/v1/admin/snapshots:verify": ADMIN,
     "/v1/admin/snapshots:activate": ADMIN,
     "/v1/admin/snapshots:rollback": ADMIN,
+    "/v1/admin/snapshots:canary": ADMIN,
+    "/v1/admin/snapshots:promote": ADMIN,
+    "/v1/admin/snapshots:withdraw": ADMIN,
     "/v1/admin/snapshots:gc": ADMIN,
     "/metrics": OPERATORS,
 }

@@ -41,7 +41,7 @@ class Items:
                 drafts.append(current.entry.draft(raw))
             except InvalidInput as error:
                 rejected.append(_rejection(index, error))
-        await self._write(current, drafts)
+        await self._write(drafts)
         return {"accepted": [draft.item_id for draft in drafts], "rejected": rejected}
 
     async def patch(self, body: schemas.ItemsBody) -> dict[str, Any]:
@@ -66,12 +66,13 @@ class Items:
 
     async def delete(self, body: schemas.ItemIdsBody) -> dict[str, Any]:
         """Remove items for good: they also stay away when a later build reads them in its file."""
-        current = self._in_use.now()
         wanted = tuple(dict.fromkeys(body.item_ids))
-        await current.live.catch_up()  # what another gateway has just written must not pass for unknown
-        unknown = current.lookup.unknown(wanted)
-        await self._write(current, [ItemDraft(i, None) for i in wanted if i not in unknown])
-        return {"accepted": [i for i in wanted if i not in unknown], "rejected": [], "unknown_items": unknown}
+        unknown: Sequence[str] = wanted
+        for one in self._in_use.all():
+            await one.live.catch_up()  # what another gateway has just written must not pass for unknown
+            unknown = one.lookup.unknown(unknown)
+        await self._write([ItemDraft(i, None) for i in wanted if i not in unknown])
+        return {"accepted": [i for i in wanted if i not in unknown], "rejected": [], "unknown_items": [*unknown]}
 
     async def _edit_all(self, body: schemas.ItemIdsBody, fields: Mapping[str, Any]) -> dict[str, Any]:
         patch = schemas.ItemsBody(items=tuple({"item_id": i, **fields} for i in dict.fromkeys(body.item_ids)))
@@ -81,23 +82,29 @@ class Items:
         """Read, change and write one item; again where another gateway wrote in between. Raises InvalidInput."""
         for _ in range(RETRIES):
             latest = await current.live.change(item_id)
-            fields = latest.fields if latest is not None else current.catalogue.fields(item_id)
+            fields = latest.fields if latest is not None else self._fields(item_id)
             if fields is None:
                 raise InvalidInput("item_id", f"the catalogue holds no item {item_id!r}")
             draft = current.entry.draft(patch, fields)
             expected = 0 if latest is None else latest.sequence
-            if await self._write(current, [replace(draft, expected=expected)]):
+            if await self._write([replace(draft, expected=expected)]):
                 return
         raise Unavailable(f"item {item_id!r} is being changed by others; try again")
 
-    async def _write(self, current: Current, drafts: Sequence[ItemDraft]) -> list[ItemChange]:
+    def _fields(self, item_id: str) -> Mapping[str, Any] | None:
+        """Of an item that has not changed, in the first snapshot in use that holds it."""
+        found = (current.catalogue.fields(item_id) for current in self._in_use.all())
+        return next((fields for fields in found if fields is not None), None)
+
+    async def _write(self, drafts: Sequence[ItemDraft]) -> list[ItemChange]:
         """Write, have new texts encoded, and let this gateway know before anybody hears of it."""
         changes = await self._state.change_items(drafts, self._clock.now_s()) if drafts else []
         written = [change for change in changes if change is not None]
-        for change in written:
-            if not change.deleted and not current.live.is_encoded(change.item_id, change.text):
-                current.texts.submit(change.text, "item", change.item_id)
-        await current.live.catch_up()
+        for current in self._in_use.all():
+            for change in written:
+                if not change.deleted and not current.live.is_encoded(change.item_id, change.text):
+                    current.texts.submit(change.text, "item", change.item_id)
+            await current.live.catch_up()
         return written
 
 

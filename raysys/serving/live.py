@@ -71,6 +71,21 @@ class LiveItems:
                 asked_s = self._clock.monotonic_s()
             self._complete_s = asked_s
 
+    async def encode_changes(self) -> None:
+        """Have every text encoded that the encoder of this snapshot has not seen, before ``start``.
+
+        Raises Unavailable, and what the encoder raises.
+        """
+        changes = list(self._without_vector.values())
+        for at in range(0, len(changes), PAGE):
+            page = changes[at : at + PAGE]
+            vectors = await self._texts.vectors([change.text for change in page], "item")
+            for change, vector in zip(page, vectors, strict=True):
+                if vector is None:
+                    self._texts.submit(change.text, "item", change.item_id)
+            await self._texts.encode_waiting()
+        await self.catch_up()
+
     def lag_s(self) -> float:
         """Of what was written longer ago than this nothing is missing here.
 

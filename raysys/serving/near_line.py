@@ -35,6 +35,11 @@ class _Wanted:
     since_s: float  # monotonic
 
 
+def vector_key(fingerprint: str, text: str, role: Role) -> bytes:
+    """The name of a text's vector by the encoder of this fingerprint; one of an item is named as in a build."""
+    return text_key(fingerprint if role == "item" else f"{fingerprint}/{role}", text)
+
+
 class NearLine:
     """Vectors of texts by their hash: at hand, in the store, or made now in the background."""
 
@@ -47,7 +52,7 @@ class NearLine:
         on_fresh: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         """``on_fresh``: called with ``text_to_effect`` and the seconds from when a text of a person was submitted."""
-        self._encode, self._state, self._fingerprint = encode, state, fingerprint
+        self._encode, self._state, self.fingerprint = encode, state, fingerprint
         self._clock, self._on_fresh = clock, on_fresh
         self._held: OrderedDict[bytes, Vectors] = OrderedDict()
         self._waiting: OrderedDict[bytes, _Wanted] = OrderedDict()
@@ -60,8 +65,8 @@ class NearLine:
         return len(self._waiting)
 
     def key(self, text: str, role: Role) -> bytes:
-        """The name of a text's vector; one of an item is named as in a build."""
-        return text_key(self._fingerprint if role == "item" else f"{self._fingerprint}/{role}", text)
+        """As ``vector_key``."""
+        return vector_key(self.fingerprint, text, role)
 
     async def vectors(self, texts: Sequence[str], role: Role) -> list[Vectors | None]:
         """[dim] float32 a text, None for one that is not encoded yet."""
@@ -92,6 +97,11 @@ class NearLine:
     def start(self) -> None:
         """Begin to encode what is submitted."""
         self._task = asyncio.create_task(self._run())
+
+    async def encode_waiting(self) -> None:
+        """Encode all that waits, before ``start``. Raises what the encoder and the store raise."""
+        while self._waiting:
+            await self._round()
 
     async def stop(self) -> None:
         await end(self._task)

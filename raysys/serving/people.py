@@ -21,6 +21,7 @@ from raysys.profile.reader import Profiles
 from raysys.serving import schemas
 from raysys.serving.current import Current, InUse
 from raysys.serving.impressions import ImpressionLog
+from raysys.serving.near_line import vector_key
 from raysys.serving.problems import faults
 from raysys.state.protocol import History, StateStore
 from raysys.types import Event, Person, Profile, Vectors, user_key
@@ -158,16 +159,24 @@ class People:
         texts = [event.text for event in gone if event.text]
         if DESCRIPTION in names and history.person is not None and history.person.description is not None:
             texts.append(history.person.description)
-        current = self._in_use.now()
-        keys = _text_keys(current, texts)
-        current.texts.forget(keys)
+        keys = self._text_keys(texts)
+        self._forget_in_memory(keys)
         await self._state.forget(history.user, [event.event_id for event in gone], keys)
+
+    def _text_keys(self, texts: Iterable[str]) -> list[bytes]:
+        """What names the vectors of these texts, as they were written and as they are read, by whichever encoder."""
+        given = dict.fromkeys(form for text in texts for form in (text, text.strip()))
+        return [vector_key(space, text, "query") for space in self._in_use.spaces for text in given]
+
+    def _forget_in_memory(self, keys: Sequence[bytes]) -> int:
+        """Returns how many of these vectors were here."""
+        return sum(current.texts.forget(keys) for current in self._in_use.all())
 
     async def _see(self, history: History) -> _Seen:
         profile = self._fold(history, history.person)
         person = None if history.person is None else replace(history.person, muted=frozenset())
         unmuted = self._fold(history, person)
-        current = self._in_use.now()
+        current = self._in_use.on(self._in_use.side_of(history.user))
         known = await _known(current, unmuted)
         return _Seen(history, profile, beliefs(profile, unmuted, current.recommender.settings, known))
 
@@ -194,15 +203,14 @@ class People:
 
         The store comes last: should a part fail before it, the same call again finds everything there was.
         """
-        current = self._in_use.now()
         async with self._editing:
             everything = await self._everything(_key(body))
             who = [everything.user, *await self._state.sessions(everything.user)]
             person = everything.person
             texts = [event.text for event in everything.events if event.text]
-            keys = _text_keys(current, [*texts, *([person.description] if person and person.description else ())])
-            places = await self._erase(current, who, keys)
-            verified = await self._is_gone(current, who, keys)
+            keys = self._text_keys([*texts, *([person.description] if person and person.description else ())])
+            places = await self._erase(who, keys)
+            verified = await self._is_gone(who, keys)
         return {
             "receipt_id": uuid.uuid4().hex,
             "user": everything.user,
@@ -211,11 +219,11 @@ class People:
             "verified": verified,
         }
 
-    async def _erase(self, current: Current, who: Sequence[str], keys: Sequence[bytes]) -> list[dict[str, Any]]:
+    async def _erase(self, who: Sequence[str], keys: Sequence[bytes]) -> list[dict[str, Any]]:
         removed: dict[str, int] = {}
         if self._impressions is not None:
             removed["impressions"] = await asyncio.to_thread(self._impressions.erase, *who)
-        removed["vectors in memory"] = current.texts.forget(keys)
+        removed["vectors in memory"] = self._forget_in_memory(keys)
         removed |= await self._state.erase(who[0], keys)
         self._profiles.friends.forget(who)
         notes = {place: {"note": note} for place, note in _NOTES.items()}
@@ -229,14 +237,14 @@ class People:
             found.append(("other gateways", _OTHERS_NOTE))
         return [{"place": place, "removed": 0, "state": "pending", "note": note} for place, note in found]
 
-    async def _is_gone(self, current: Current, who: Sequence[str], keys: Sequence[bytes]) -> bool:
+    async def _is_gone(self, who: Sequence[str], keys: Sequence[bytes]) -> bool:
         """Look again, as a request would; this also drops the folded profiles."""
         profiles = [await self._profiles.of(user) for user in who]
         left = [
             any(profile != Profile(profile.user) for profile in profiles),
             bool(await self._state.sessions(who[0])),
             bool(await self._state.vectors(keys)),
-            current.texts.forget(keys) > 0,
+            self._forget_in_memory(keys) > 0,
             bool(await self._shown(who)),
         ]
         return not any(left)
@@ -313,12 +321,6 @@ def _names(history: History) -> set[str]:
 def _text_of(event: Event) -> str:
     """What an event says, as the fold compares it."""
     return "" if event.text is None else event.text.strip().casefold()
-
-
-def _text_keys(current: Current, texts: Iterable[str]) -> list[bytes]:
-    """What names the vectors of these texts, as they were written and as they are read."""
-    given = dict.fromkeys(form for text in texts for form in (text, text.strip()))
-    return [current.texts.key(text, "query") for text in given]
 
 
 async def _known(current: Current, profile: Profile) -> Known:

@@ -321,6 +321,20 @@ class SnapshotRollbackBody(Body):
     )
 
 
+class SnapshotCanaryBody(Body):
+    """A snapshot for a share of the people; of the one that is the canary already, another share."""
+
+    snapshot_id: SnapshotId
+    share: float = Field(gt=0, le=1, description="Of the people. A larger one has all of a smaller one.")
+    force: bool = Field(default=False, description="Also where it differs from the published one by too much.")
+
+
+class SnapshotRunningBody(Body):
+    """The canary that is meant."""
+
+    canary: SnapshotId | None = Field(default=None, description="409 if another one is it; null = whichever.")
+
+
 class SnapshotGcBody(Body):
     """What to remove."""
 
@@ -565,6 +579,7 @@ class SnapshotAnswer(BaseModel):
     size_bytes: int
     is_current: bool
     is_before: bool = Field(description="A rollback goes back to it.")
+    is_canary: bool = Field(description="A share of the people are answered from it.")
     is_held: bool = Field(description="Some process writes, serves or verifies it now.")
     refused_at: str | None = Field(description="When it was last refused; null = never, or it was published since.")
     refused: list[str] = Field(description="The reasons for that.")
@@ -583,8 +598,18 @@ class PointerMoveAnswer(BaseModel):
 
     at: str
     snapshot_id: str
-    by: Literal["build", "activate", "rollback", "another way"]
+    by: Literal["build", "activate", "promote", "rollback", "another way"]
     forced: list[str]
+
+
+class CanaryAnswer(BaseModel):
+    """The snapshot that a ``share`` of the people get; the others get the one ``beside``."""
+
+    snapshot_id: str
+    share: float
+    beside: str
+    at: str
+    forced: list[str] = Field(description="The reasons that were set aside.")
 
 
 class SnapshotsAnswer(BaseModel):
@@ -592,6 +617,7 @@ class SnapshotsAnswer(BaseModel):
 
     root: str
     current: str | None
+    canary: CanaryAnswer | None
     snapshots: list[SnapshotAnswer]
     leftovers: list[LeftoverAnswer]
     embeddings_bytes: int
@@ -649,6 +675,19 @@ class SnapshotRollbackAnswer(BaseModel):
 
     snapshot_id: str
     before: str
+
+
+class SnapshotCanaryAnswer(CanaryAnswer):
+    """The canary; servers take it up within seconds, ``/readyz`` says when."""
+
+    comparison: ComparisonAnswer | None = Field(description="null where only the share was changed.")
+
+
+class SnapshotWithdrawAnswer(BaseModel):
+    """What everybody is answered from, and what was the canary."""
+
+    snapshot_id: str
+    withdrawn: str
 
 
 class RemovalAnswer(BaseModel):

@@ -1,11 +1,12 @@
 """What the reading routes do, without HTTP: one method a route, over the recommender and the profiles."""
 
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raysys.errors import Unavailable
+from raysys.errors import InvalidInput, Unavailable
 from raysys.index.filters import check
 from raysys.profile.reader import Profiles
 from raysys.serving import schemas
@@ -13,6 +14,7 @@ from raysys.serving.current import Current, InUse
 from raysys.serving.edge import Metrics
 from raysys.serving.experiments import Arms, Assignment
 from raysys.serving.impressions import ImpressionLog, Route
+from raysys.serving.sides import Side
 from raysys.trace import note
 from raysys.types import Answer, Cap, Profile, Promotion, Request, user_key
 
@@ -34,19 +36,21 @@ class Service:
         self._assignment = Assignment(()) if assignment is None else assignment
 
     async def recommend(self, body: schemas.RecommendBody) -> dict[str, Any]:
-        current = self._in_use.now()
+        request = Request(limit=body.limit, filter=body.filter, exclude_seen=body.exclude_seen, **_person(body))
+        side = self._in_use.side_of(request.user)
+        current = self._in_use.on(side)
         if body.filter is not None:
             check(body.filter, current.catalogue.schema)
-        request = Request(limit=body.limit, filter=body.filter, exclude_seen=body.exclude_seen, **_person(body))
         request = replace(request, **_rules(body), explain=body.explain, language=body.language)
         request = replace(request, recommendation_id=uuid.uuid4().hex)
         arms = self._assignment.arms(request.user)
         current.check(request, arms)
-        return await self._for_person("recommendations", current, request, arms)
+        return await self._on_side(side, self._for_person("recommendations", current, request, arms))
 
     async def rank(self, body: schemas.RankBody) -> dict[str, Any]:
         request = Request(limit=len(set(body.items)), only=body.items, **_person(body))
-        return await self._for_person("rank", self._in_use.now(), request, ())
+        side = self._in_use.side_of(request.user)
+        return await self._on_side(side, self._for_person("rank", self._in_use.on(side), request, ()))
 
     async def search(self, body: schemas.SearchBody) -> dict[str, Any]:
         return await self._search("search", Request(limit=body.limit, query=body.query, filter=body.filter))
@@ -54,6 +58,21 @@ class Service:
     async def similar(self, body: schemas.SimilarBody) -> dict[str, Any]:
         request = Request(limit=body.limit, positive=(body.item_id,), filter=body.filter)
         return await self._search("similar", request)
+
+    async def _on_side(self, side: Side | None, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        """The answer, counted for this side."""
+        if side is None:
+            return await answer
+        start_s = time.perf_counter()
+        try:
+            given = await answer
+        except Exception as error:
+            if not isinstance(error, InvalidInput):  # which is the caller's
+                self._metrics.sides.failed(side)
+            raise
+        took_s = time.perf_counter() - start_s
+        self._metrics.sides.answered(side, took_s, not given["items"], bool(given["degraded"]))
+        return given
 
     async def _for_person(self, route: Route, current: Current, request: Request, arms: Arms) -> dict[str, Any]:
         profile, degraded = await self._profile(request.user)

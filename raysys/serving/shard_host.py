@@ -73,15 +73,18 @@ class ShardHost:
         self._clock = SystemClock() if clock is None else clock
         self._state_identity = ""
         self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._canary: str | None = None
+        self._is_over = False  # the canary
         self._loading = asyncio.Lock()
         self._thread = thread
         self._trends = Trends()
         self._event_position: int | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def prepare(self, snapshot_id: str) -> None:
-        """Hold this snapshot, every change up to now included. What is held stays held.
+    async def prepare(self, snapshot_id: str, is_canary: bool = False) -> None:
+        """Hold this snapshot, every change up to now included. What is in use stays held.
 
+        is_canary: it is not to be the one in use. While there is a canary, the next snapshot is made ready beside both.
         Raises SnapshotError when it cannot be opened, Unavailable when the change log cannot be read.
         """
         async with self._loading:
@@ -92,14 +95,32 @@ class ShardHost:
                 held = _Held(shard, manifest.encoder_identity.fingerprint(), position)
                 await self._catch_up(held)
                 self._held[snapshot_id] = held
-            self._held.move_to_end(snapshot_id)  # after a rollback the older one is the one in use
-            while len(self._held) > HELD_SNAPSHOTS:
-                self._held.popitem(last=False)
+            # After a rollback the older one is the one in use; the canary is not.
+            self._held.move_to_end(snapshot_id, last=not is_canary)
+            self._let_go(snapshot_id, is_canary)
             if not self._tasks:
                 self._tasks = [
                     asyncio.create_task(self._follow("change log", self._catch_up_all, POLL_S)),
                     asyncio.create_task(self._follow("events", self._take_events, EVENTS_POLL_S)),
                 ]
+
+    async def keep(self, canary: str | None) -> None:
+        """Hold this snapshot as the canary, as long as it is. None = there is none any more. Raises as ``prepare``."""
+        if canary is not None:
+            await self.prepare(canary, is_canary=True)
+            self._canary = canary
+        self._is_over = canary is None
+
+    def _let_go(self, prepared: str, is_canary: bool) -> None:
+        """Hold no more than may be; first goes what was not prepared of late, and a canary only after it is over."""
+        if self._canary == prepared if not is_canary else self._is_over:
+            self._canary = None
+        spared = {prepared, self._canary}
+        most = HELD_SNAPSHOTS + (self._canary not in (None, prepared))
+        for snapshot_id in [held for held in self._held if held not in spared][: max(0, len(self._held) - most)]:
+            del self._held[snapshot_id]
+        if self._is_over:  # it stayed for this one, as gateways may not know yet
+            self._canary = None
 
     def _open(self, snapshot_id: str) -> tuple[Shard, Manifest]:
         folder = self._store.folder(snapshot_id)

@@ -12,13 +12,13 @@ from raysys.clock import Clock
 from raysys.errors import Overloaded, Unavailable
 from raysys.index.retention import collect, freed_bytes
 from raysys.index.store import SnapshotStore
-from raysys.publishing.activate import Comparison, activate
+from raysys.publishing.activate import Comparison, activate, start_canary
 from raysys.publishing.listing import as_dict, listing
 from raysys.publishing.verify import failed, look_through
 from raysys.serving import schemas
 
-LONG_AT_ONCE = 2  # verify, activate, gc: each may read a whole snapshot
-SHORT_AT_ONCE = 4  # list and rollback, which must not wait for those
+LONG_AT_ONCE = 2  # verify, activate, canary, gc: each may read a whole snapshot
+SHORT_AT_ONCE = 4  # list, rollback, promote and withdraw, which must not wait for those
 RETRY_LONG_S, RETRY_SHORT_S = 10.0, 1.0
 
 T = TypeVar("T")
@@ -97,6 +97,26 @@ class Snapshots:
         """Publish again what was published before. Raises SnapshotError."""
         left, taken = await self._short.run(partial(self._store.rollback, body.published))
         return {"snapshot_id": taken, "before": left}
+
+    async def canary(self, body: schemas.SnapshotCanaryBody) -> dict[str, Any]:
+        """Give a share of the people one, if it is whole and not too much unlike the published one.
+
+        Raises SnapshotError.
+        """
+        where = (self._store, body.snapshot_id, body.share, self._impressions, self._state, body.force)
+        done = await self._long.run(partial(start_canary, *where))
+        comparison = None if done.comparison is None else _figures(done.comparison)
+        return {**done.canary.model_dump(), "comparison": comparison}
+
+    async def promote(self, body: schemas.SnapshotRunningBody) -> dict[str, Any]:
+        """Publish the canary. Raises SnapshotError."""
+        left, taken = await self._short.run(partial(self._store.promote, body.canary))
+        return {"snapshot_id": taken, "before": left}
+
+    async def withdraw(self, body: schemas.SnapshotRunningBody) -> dict[str, Any]:
+        """End the canary. Raises SnapshotError."""
+        ended = await self._short.run(partial(self._store.withdraw, body.canary))
+        return {"snapshot_id": ended.beside, "withdrawn": ended.snapshot_id}
 
     async def collect(self, body: schemas.SnapshotGcBody) -> dict[str, Any]:
         """Remove what may go. Raises SnapshotError."""

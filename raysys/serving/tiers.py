@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from raysys.config import TierSettings
 from raysys.encoder.protocol import Role
 from raysys.errors import Overloaded, Unavailable
+from raysys.recommender import Encode
 from raysys.serving.coalescer import PATIENCE
 from raysys.serving.measured import Measured, Timed
 from raysys.types import Candidates, RecallQuery, Vectors
@@ -83,14 +84,19 @@ class RemoteEncoder:
     def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
         self._tier = Tier("encoder", plain(handle).encode.remote, settings, deadline_s)
 
-    async def encode(self, text: str, role: Role) -> Vectors:
-        vector: Vectors = await self._tier.ask((text, role))
-        return vector
+    def of(self, snapshot_id: str) -> tuple[Encode, Encode]:
+        """What encodes as this snapshot was encoded. The second is for those who have a student to ask instead: it
+        raises Unavailable early."""
 
-    async def encode_in_time(self, text: str, role: Role) -> Vectors:
-        """As ``encode``, for those who have a student to ask instead. Raises Unavailable early."""
-        vector: Vectors = await self._tier.ask_in_time((text, role))
-        return vector
+        async def encode(text: str, role: Role) -> Vectors:
+            vector: Vectors = await self._tier.ask((text, role, snapshot_id))
+            return vector
+
+        async def encode_in_time(text: str, role: Role) -> Vectors:
+            vector: Vectors = await self._tier.ask_in_time((text, role, snapshot_id))
+            return vector
+
+        return encode, encode_in_time
 
 
 class RemoteRanker:
@@ -134,11 +140,11 @@ class RemoteRecall:
         missing = [name for name, answer in zip(self._names, answers, strict=True) if isinstance(answer, Exception)]
         return found, missing
 
-    async def prepare(self, snapshot_id: str, deadline_s: float) -> None:
+    async def prepare(self, snapshot_id: str, deadline_s: float, is_canary: bool = False) -> None:
         """Have every shard hold this snapshot. Raises what the first shard that cannot says."""
 
         def send(handle: DeploymentHandle) -> Callable[[], Awaitable[None]]:
-            return lambda: handle.prepare.remote(snapshot_id)
+            return lambda: handle.prepare.remote(snapshot_id, is_canary)
 
         pairs = zip(self._names, self._handles, strict=True)
         await asyncio.gather(*(call(name, send(handle), deadline_s) for name, handle in pairs))

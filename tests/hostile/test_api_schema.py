@@ -24,7 +24,9 @@ from raysys.serving.schemas import ID_SCHEMA
 ITEMS = ("items", "items:patch", "items:get", "items:delete", "items:hide", "items:unhide")
 USERS = tuple(f"users{verb}" for verb in ("", ":get", ":edit", ":merge", ":delete", ":export"))
 LISTS = ("recommendations", "similar", "search", "rank")
-SNAPSHOTS = tuple(f"admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "gc"))
+SNAPSHOTS = tuple(
+    f"admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "canary", "promote", "withdraw", "gc")
+)
 PATHS = [f"/v1/{name}" for name in (*LISTS, "events", *ITEMS, *USERS, *SNAPSHOTS)]
 GETS = ["/livez", "/readyz", "/metrics", "/v1/admin/snapshots"]
 CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance)

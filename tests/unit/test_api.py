@@ -23,7 +23,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 NOW_MS = round(NOW_S * 1_000)
 ITEMS = ("/v1/items", "/v1/items:patch", "/v1/items:get", "/v1/items:delete", "/v1/items:hide", "/v1/items:unhide")
 USERS = tuple(f"/v1/users{verb}" for verb in ("", ":get", ":edit", ":merge", ":delete", ":export"))
-SNAPSHOTS = tuple(f"/v1/admin/snapshots{verb}" for verb in ("", ":verify", ":activate", ":rollback", ":gc"))
+ACTS = (":verify", ":activate", ":rollback", ":canary", ":promote", ":withdraw", ":gc")
+SNAPSHOTS = tuple(f"/v1/admin/snapshots{act}" for act in ("", *ACTS))
 POSTS = ("/v1/recommendations", "/v1/similar", "/v1/search", "/v1/rank", "/v1/events", *ITEMS, *USERS)
 MINIMAL: dict[str, dict[str, Any]] = {
     "/v1/recommendations": {},

@@ -33,6 +33,7 @@ from raysys.evaluation.experiments import (
     outcomes,
 )
 from raysys.evaluation.shown import event_batch
+from raysys.keys import point_of
 from raysys.types import Event
 
 ROOT = Path(__file__).parents[2]
@@ -76,13 +77,13 @@ def test_experiments_do_not_know_of_each_other(one: str, other: str) -> None:
 
 
 def test_people_with_numbers_in_a_row_are_as_good_as_drawn() -> None:
-    points = [HALVES._point(user) for user in PEOPLE]
+    points = [point_of(HALVES.name, user) for user in PEOPLE]
     assert kstest(points, "uniform").pvalue > 0.001
     assert abs(np.corrcoef(points[:-1], points[1:])[0, 1]) < 4 / math.sqrt(len(points))
 
 
 def test_a_name_and_a_person_are_not_run_together() -> None:
-    assert Experiment("a", {"x": 1, "y": 1})._point("bc") != Experiment("ab", {"x": 1, "y": 1})._point("c")
+    assert point_of("a", "bc") != point_of("ab", "c")
 
 
 @given(st.text(min_size=1), st.text(), st.dictionaries(st.text(), st.floats(1e-6, 1e6), min_size=2, max_size=6))

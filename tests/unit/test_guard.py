@@ -29,7 +29,7 @@ EXPECTED = {
     "write": {"events", "items", "items:patch", "items:delete", "items:hide", "items:unhide"}
     | {"users", "users:edit", "users:merge"},
     "admin": {"users:export", "users:delete", "admin/snapshots"}
-    | {f"admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "gc")},
+    | {f"admin/snapshots:{act}" for act in ("verify", "activate", "rollback", "canary", "promote", "withdraw", "gc")},
 }
 SCOPE_OF = {f"/v1/{name}": {scope} for scope, names in EXPECTED.items() for name in names}
 SCOPE_OF |= {"/metrics": {"admin", "metrics"}, "/readyz": set(), "/livez": set()}

@@ -218,10 +218,16 @@ def test_manifests_that_are_too_unlike_are_reasons(store: SnapshotStore) -> None
         ({"n_items": old.n_items // 2}, "50% of the items are gone, 20% may be"),
         ({"n_items": old.n_items * 3}, "200% more items, 100% may be"),
         ({"shards": old.shards[:1]}, "2 -> 1 shards: a running tiered application stays"),
-        ({"identity": old.identity | {"dim": 3}}, f"snapshot {A} was made by another encoder (dim: 3 != 64)"),
     ):
         (found,) = Comparison(old, old.model_copy(update=changes), GOOD).reasons()
         assert found.startswith(reason)
+
+
+def test_another_encoder_is_said_and_no_reason_against_it(store: SnapshotStore) -> None:
+    old = store.manifest(A)
+    compared = Comparison(old, old.model_copy(update={"identity": old.identity | {"dim": 3}}), GOOD)
+    assert compared.reasons() == []
+    assert f"encoder: {old.identity['name']} (64) -> {old.identity['name']} (3); servers load" in compared.lines()[1]
 
 
 # Activate

@@ -294,6 +294,9 @@ async def test_acts_are_in_the_audit_log_with_what_was_asked(client, caplog: pyt
     await good(client, "verify", snapshot_id=A)
     await problem(client, 404, "unknown_snapshot", "activate", snapshot_id=D)
     await problem(client, 409, "snapshot_conflict", "rollback")
+    await problem(client, 404, "unknown_snapshot", "canary", snapshot_id=D, share=0.5)
+    await problem(client, 409, "snapshot_conflict", "promote", canary=D)
+    await problem(client, 409, "snapshot_conflict", "withdraw")
     await good(client, "gc", dry_run=True)
     await client.post(f"{PATH}:gc", content=b"{")
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "raysys.audit"]
@@ -301,6 +304,9 @@ async def test_acts_are_in_the_audit_log_with_what_was_asked(client, caplog: pyt
         ("verify", 200, {"snapshot_id": A, "encoder": False}),
         ("activate", 404, {"snapshot_id": D, "force": False}),
         ("rollback", 409, {"published": None}),
+        ("canary", 404, {"snapshot_id": D, "share": 0.5, "force": False}),
+        ("promote", 409, {"canary": D}),
+        ("withdraw", 409, {"canary": None}),
         ("gc", 200, {"keep": 3, "dry_run": True, "embeddings": False}),
         ("gc", 400, None),
     ]
