@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raysys.errors import SnapshotError, SnapshotMismatch, SnapshotRefused
-from raysys.index.manifest import Manifest
+from raysys.index.manifest import Manifest, read_manifest
 from raysys.index.store import POINTER, SnapshotStore
 from raysys.publishing.replay import N_ASKED, Agreement, compare, some_people
 
@@ -101,7 +101,7 @@ def activate(
     reasons, for one that is too much unlike the published one, unless ``force``. Either way the pointer is unmoved, and
     the reasons are written down (``SnapshotStore.refusal``).
     """
-    store.manifest(snapshot_id)  # of one that is not there no lease is left
+    read_manifest(store.existing(snapshot_id))  # of one that is not there no lease is left
     with store.lease(snapshot_id):
         manifest = _whole(store, snapshot_id)
         before = store.current_id() if (store.root / POINTER).exists() else None

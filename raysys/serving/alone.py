@@ -21,7 +21,7 @@ class Alone:
 
     def __init__(self, settings: ServeSettings, encoder: EncoderSettings) -> None:
         self._settings = settings
-        self._store = SnapshotStore(settings.index_root)
+        self._store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         model = build_encoder(encoder, settings.encoder_tier.threads)
         model.encode(["warm up"], "query")
         self._identity: EncoderIdentity = model.identity
@@ -40,7 +40,7 @@ class Alone:
 
     async def _take(self, snapshot_id: str) -> None:
         """Use this snapshot from the next request on. Raises, and nothing changes."""
-        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id))
+        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id), self._store.signers)
         catalogue.manifest.check_encoder(self._identity)
         shards = self._hosted(catalogue)
         try:

@@ -58,7 +58,7 @@ class ShardReplica:
 
     def __init__(self, number: int, n_shards: int, settings: ServeSettings) -> None:
         open_log()
-        store = SnapshotStore(settings.index_root)
+        store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         thread = recall_thread(settings.shard_tier.threads)
         self._host = ShardHost(number, n_shards, store, thread, open_state(settings.state), settings.profile)
         self._follower = Follower(store, self._host.prepare)
@@ -102,7 +102,7 @@ class Gateway:
         *shards: DeploymentHandle,
     ) -> None:
         open_log()
-        self._settings, self._store = settings, SnapshotStore(settings.index_root)
+        self._settings, self._store = settings, SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)
         self._ranker = RemoteRanker(ranker, settings.ranker_tier, settings.deadline_s)
@@ -118,7 +118,7 @@ class Gateway:
 
     async def _take(self, snapshot_id: str) -> None:
         """Use this snapshot from the next request on, once every shard holds it. Raises, and nothing changes."""
-        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id))
+        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id), self._store.signers)
         identity = await call("encoder", lambda: self._encoder_handle.identity.remote(), START_DEADLINE_S)
         catalogue.manifest.check_encoder(identity)
         here = LocalRanker(self._settings.ranking, catalogue.folder)  # a damaged ranking is refused before it is used
