@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray check format clean
+.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray check format \
+	lock audit sbom clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -47,6 +48,20 @@ check: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every package of a release, with the hashes of its files: pip install --require-hashes -r requirements.lock
+lock: install-dev
+	$(BIN)/uv pip compile -q --system-certs pyproject.toml -c constraints.txt --extra redis --extra tracing \
+		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements.lock
+
+# Known faults of these packages. Advice: it passes whatever it finds, also without a network.
+audit: install-dev
+	$(BIN)/python .ci/audit.py
+
+# What a release is made of, as CycloneDX.
+sbom: install-dev
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -32,6 +32,7 @@ from raysys.config import (
 )
 from raysys.doctor import examine
 from raysys.errors import ConfigError, RaysysError, of_worker
+from raysys.tls import check_certificate
 
 if TYPE_CHECKING:
     from raysys.training.tune import Tuned
@@ -151,11 +152,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 for all that reach this machine.")] = "127.0.0.1",
     api_keys: Annotated[Path | None, typer.Option(help="The file of the keys; see `raysys keys`.")] = None,
     open_: Annotated[bool, typer.Option("--open", help=OPEN_HELP)] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="The certificate of this server, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM, which nobody else may read.")] = None,
 ) -> None:
     """Serve the published snapshot on this machine until Ctrl-C."""
     from raysys.serving.session import local_service
 
-    given = {"topology": "fused" if fused else None, "api_keys": api_keys, "open": open_ or None}
+    tls = _tls(tls_cert, tls_key)
+    given = {"topology": "fused" if fused else None, "api_keys": api_keys, "open": open_ or None, "tls": tls}
     args = _serve_args(settings, {name: value for name, value in given.items() if value is not None})
     _check_access(args, host)  # here, where a mistake costs no start of Ray
     with local_service() as service:
@@ -165,6 +169,14 @@ def serve(
         console.print(f"ready: [bold]{url}[/]  (API: {url}/docs, Ray: {service.head.dashboard_url})  Ctrl-C ends it")
         wait_for_signal()
         service.stop_serving()
+
+
+def _tls(certificate: Path | None, key: Path | None) -> dict[str, Path] | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("TLS takes a certificate and its key: give --tls-cert and --tls-key")
+    return {"certificate": certificate, "key": key}
 
 
 def _serve_args(path: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +194,8 @@ def _check_access(args: dict[str, Any], host: str) -> None:
     check_closed(settings, host)
     if settings.api_keys is not None:
         KeyFile(settings.api_keys).read()
+    if settings.tls is not None:
+        check_certificate(settings.tls)
 
 
 def catch_signals() -> Callable[[], None]:
@@ -210,6 +224,8 @@ def config(
     host: Annotated[str, typer.Option()] = "127.0.0.1",
     every_node: Annotated[bool, typer.Option("--every-node", help="A proxy on every node.")] = False,
     open_: Annotated[bool, typer.Option("--open", help=OPEN_HELP)] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="The certificate, as a path on the nodes.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, likewise.")] = None,
 ) -> None:
     """Print the config file for `serve deploy`."""
     from raysys.index.store import SnapshotStore
@@ -217,6 +233,8 @@ def config(
 
     args = {} if settings is None else yaml.safe_load(settings.read_text())
     args = {**args, "open": True} if open_ else args
+    tls = _tls(tls_cert, tls_key)
+    args = args if tls is None else {**args, "tls": {name: str(path) for name, path in tls.items()}}
     store = SnapshotStore(parse(ServeSettings, args, "serve settings").index_root)
     n_shards = shards if shards is not None else len(store.manifest(store.current_id()).shards)
     generated = serve_config(args, n_shards, host, port, every_node)
@@ -402,6 +420,18 @@ def revoke_key(
     """Take a key out of the file. Running gateways see that within a second."""
     key = KeyFile(file).revoke(name_or_id)
     console.print(f"revoked {key.id} ({key.name})")
+
+
+@keys.command("signing")
+def signing_key(
+    file: Annotated[Path, typer.Argument(help="Where the new key goes; its public part goes to FILE.pub.")],
+) -> None:
+    """Make a key that signs snapshots: FILE is for who builds, FILE.pub for who serves."""
+    from raysys.index.signing import make_signing_key
+
+    public = make_signing_key(file.expanduser())
+    console.print(f"{file} signs: index.signing_key of the build, or raysys snapshots sign", markup=False)
+    console.print(f"{public} is for the servers: snapshot_public_keys", markup=False)
 
 
 def main() -> None:

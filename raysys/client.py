@@ -2,7 +2,9 @@
 
 import os
 import re
+import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +13,9 @@ import httpx
 from raysys.errors import ConfigError, RaysysError, Unavailable
 
 KEY_VARIABLE = "RAYSYS_API_KEY"
+
+
+TRUST = "where it is your own, name its file: Client(verify=...), or SSL_CERT_FILE in the environment"
 
 
 class ApiError(RaysysError):
@@ -28,13 +33,17 @@ class Client:
     """``with Client("http://127.0.0.1:8000") as api: api.recommend(user_id="u1")``. Raises ApiError, Unavailable.
 
     timeout_s: to verify or activate a snapshot takes as long as reading it. api_key: None = that of the environment
-    (``RAYSYS_API_KEY``), where there is one.
+    (``RAYSYS_API_KEY``), where there is one. verify: a file of certificates to trust in place of those of the system,
+    for ``https``; None = those, or the file that the environment names (``SSL_CERT_FILE``).
     """
 
-    def __init__(self, url: str, timeout_s: float = 10.0, api_key: str | None = None) -> None:
-        """Raises ConfigError for a key that cannot be sent."""
+    def __init__(
+        self, url: str, timeout_s: float = 10.0, api_key: str | None = None, verify: str | Path | None = None
+    ) -> None:
+        """Raises ConfigError for a key that cannot be sent, and for a file that holds no certificates."""
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=_headers(api_key))
+        trusted = True if verify is None else _trusting(verify)
+        self._http = httpx.Client(base_url=url, timeout=timeout_s, headers=_headers(api_key), verify=trusted)
 
     def __enter__(self) -> "Client":
         return self
@@ -104,6 +113,8 @@ class Client:
         try:
             answer = self._http.request(method, path, json=body)
         except httpx.TransportError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Unavailable(f"the certificate of {self.url} is not to be trusted ({error}); {TRUST}") from error
             raise Unavailable(f"nothing answers at {self.url} ({error}); start it with `raysys serve`") from error
         try:
             content: dict[str, Any] = answer.json()
@@ -112,6 +123,13 @@ class Client:
         if answer.is_error:
             raise ApiError(answer.status_code, content)
         return content
+
+
+def _trusting(file: str | Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=Path(file).expanduser())
+    except OSError as error:  # also ssl.SSLError
+        raise ConfigError(f"{file} holds no certificates to trust, in PEM form: {error}") from error
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

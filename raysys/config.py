@@ -6,6 +6,7 @@ Unknown keys are refused: a misspelt setting must never pass in silence.
 
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,8 @@ def _expand(path: Any) -> Any:
     return str(Path(path).expanduser().absolute()) if is_local else path
 
 
+PASSWORD = re.compile(r"(?<=:)[^\s:@/'\"]+(?=@)")  # in a URL, as in redis://user:password@host
+
 UseOfStudent = Literal["auto", "always", "never"]
 
 LocalOrUrl = Annotated[str, BeforeValidator(_expand)]
@@ -76,13 +79,15 @@ LocalOrUrl = Annotated[str, BeforeValidator(_expand)]
 class Settings(BaseModel):
     """Base of all settings: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Errors that Serve prints, and not ``parse``, quote nothing: a URL may hold a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     def overridden(self, by: Self) -> Self:
         """These settings, but for those that ``by`` was given; settings within settings likewise."""
         given = {name: getattr(by, name) for name in by.model_fields_set}
         inner = {name: value for name, value in given.items() if isinstance(value, Settings)}
-        merged = {name: getattr(self, name).overridden(value) for name, value in inner.items()}
+        mine = {name: getattr(self, name) for name in inner}
+        merged = {name: mine[name].overridden(value) for name, value in inner.items() if mine[name] is not None}
         return self.model_copy(update=given | merged)
 
 
@@ -164,7 +169,8 @@ class IndexSettings(Settings):
     ``recall_sample`` queries: the fastest index of those with the wanted ``recall``, 0 to 1, among 10 and among 100
     hits. ``memory``: bytes for the indexes of all shards together, 4000000000 or 4GB; None = any.
     ``publish``: false = the snapshot is left beside the published one, for ``raysys snapshots activate``. ``keep``: so
-    many snapshots stay when one is published (``index.retention``); None = all.
+    many snapshots stay when one is published (``index.retention``); None = all. ``signing_key``: the file of the key
+    that signs it (``index.signing``); None = nobody does.
     """
 
     root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -177,6 +183,7 @@ class IndexSettings(Settings):
     recall_sample: PositiveInt = 200
     publish: bool = True
     keep: PositiveInt | None = 3
+    signing_key: LocalOrUrl | None = None
 
 
 class SequenceSettings(Settings):
@@ -577,6 +584,13 @@ class RateLimit(Settings):
         return f"{self.requests_per_s:g} requests a second, {self.burst:,} at once"
 
 
+class TlsSettings(Settings):
+    """The files of the certificate, with those that signed it behind it, and of its key; both PEM (``raysys.tls``)."""
+
+    certificate: Annotated[LocalOrUrl, AfterValidator(_check_file)]
+    key: Annotated[LocalOrUrl, AfterValidator(_check_file)]
+
+
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
@@ -589,6 +603,8 @@ class ServeSettings(Settings):
     ``api_keys``: the file of the keys (``raysys keys create``), read again when it changes; None = no key is asked for,
     which is refused for a host that others reach unless ``open`` says that it is meant.
     ``rate_limit``: of each key that has none of its own, in each gateway process; None = no limit.
+    ``tls``: None = plain HTTP. ``snapshot_public_keys``: files of the public keys whose snapshots are served, and no
+    others (``index.signing``); none = all are.
     """
 
     index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
@@ -612,6 +628,8 @@ class ServeSettings(Settings):
     api_keys: Annotated[LocalOrUrl, AfterValidator(_check_file)] | None = None
     open: bool = False
     rate_limit: RateLimit | None = None
+    tls: TlsSettings | None = None
+    snapshot_public_keys: tuple[Annotated[LocalOrUrl, AfterValidator(_check_file)], ...] = ()
 
     @model_validator(mode="after")
     def _limits_need_keys(self) -> Self:
@@ -655,4 +673,4 @@ def _explain(error: ErrorDetails) -> str:
         known = {name for kind in _kinds(Settings) for name in kind.model_fields}
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return "there is no such setting" + (f"; did you mean {close[0]!r}?" if close else "")
-    return f"{error['msg']} (given: {error['input']!r})"
+    return f"{error['msg']} (given: {PASSWORD.sub('***', repr(error['input']))})"

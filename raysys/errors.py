@@ -111,6 +111,10 @@ class SnapshotDamaged(SnapshotError):
     """A file of the snapshot is missing, or not what the manifest says; or it has no manifest."""
 
 
+class SnapshotUntrusted(SnapshotError):
+    """The snapshot has no signature of a key that is trusted here."""
+
+
 class SnapshotConflict(SnapshotError):
     """Another snapshot is published than was expected, or none to go back to."""
 

@@ -29,6 +29,12 @@ Wait = Annotated[
     str | None, typer.Option("--wait", help="Wait until the gateway at this URL answers from the new snapshot.")
 ]
 Deadline = Annotated[float, typer.Option(min=0, help="Seconds that --wait waits.")]
+PublicKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--public-key", help="Take only what this key has signed; may be repeated. As `snapshot_public_keys`."
+    ),
+]
 Id = Annotated[str, typer.Argument(help="The id of a snapshot.")]
 ROOT, DEADLINE_S = f"{DEFAULT_HOME}/index", 120.0
 
@@ -99,12 +105,13 @@ def verify(
     snapshot_id: Annotated[str, typer.Argument(help="The id of a snapshot.")] = "current",
     root: Root = ROOT,
     encoder: Annotated[bool, typer.Option(help="Encode some texts again, where the model can be loaded.")] = True,
+    public_key: PublicKeys = None,
 ) -> None:
     """Look through all of a snapshot: files, shards, index, encoder. Exit code 1 where something fails."""
     from raysys.publishing.verify import failed, look_through
 
     found = []
-    for check in look_through(SnapshotStore(root), snapshot_id, encoder):
+    for check in look_through(SnapshotStore(root, public_key or ()), snapshot_id, encoder):
         found.append(check)
         where = f" [{check.file}]" if check.file else ""
         console.print(MARKS[check.level], end=" ")
@@ -121,12 +128,13 @@ def activate(
     state: Annotated[str, typer.Option(help="The store that knows them.")] = f"{DEFAULT_HOME}/state.sqlite3",
     wait: Wait = None,
     deadline_s: Deadline = DEADLINE_S,
+    public_key: PublicKeys = None,
 ) -> None:
     """Publish a snapshot: verified, compared with the published one, then by one move of the pointer."""
     from raysys.publishing.activate import activate as run
 
     places = _places(root, state, impressions)
-    store = SnapshotStore(places.index_root)
+    store = SnapshotStore(places.index_root, public_key or ())
     done = run(store, snapshot_id, places.impressions.folder, places.state, force)
     for line in () if done.comparison is None else done.comparison.lines():
         console.print(line, markup=False)
@@ -145,6 +153,7 @@ def canary(
     force: Annotated[bool, typer.Option("--force", help="Also where it differs from the published one.")] = False,
     impressions: Annotated[str, typer.Option(help="The impression log: who asks.")] = f"{DEFAULT_HOME}/impressions",
     state: Annotated[str, typer.Option(help="The store that knows them.")] = f"{DEFAULT_HOME}/state.sqlite3",
+    public_key: PublicKeys = None,
 ) -> None:
     """Answer a share of the people from a snapshot, verified and compared as by `activate`; again: another share."""
     from raysys.publishing.activate import start_canary
@@ -152,7 +161,7 @@ def canary(
     if not 0 < share <= 1:
         raise ConfigError(f"--share {share:g}: a share of the people is above 0 and at most 1")
     places = _places(root, state, impressions)
-    store = SnapshotStore(places.index_root)
+    store = SnapshotStore(places.index_root, public_key or ())
     done = start_canary(store, snapshot_id, share, places.impressions.folder, places.state, force)
     for line in () if done.comparison is None else done.comparison.lines():
         console.print(line, markup=False)
@@ -162,9 +171,11 @@ def canary(
 
 
 @app.command()
-def promote(root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S) -> None:
+def promote(
+    root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S, public_key: PublicKeys = None
+) -> None:
     """Publish the canary: everybody is answered from it."""
-    left, taken = SnapshotStore(root).promote()
+    left, taken = SnapshotStore(root, public_key or ()).promote()
     console.print(f"published {taken}, was {left}", markup=False)
     _wait(wait, taken, deadline_s)
 
@@ -177,11 +188,24 @@ def withdraw(root: Root = ROOT) -> None:
 
 
 @app.command()
-def rollback(root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S) -> None:
+def rollback(
+    root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S, public_key: PublicKeys = None
+) -> None:
     """Publish again what was published before; each further time one step further back."""
-    left, taken = SnapshotStore(root).rollback()
+    left, taken = SnapshotStore(root, public_key or ()).rollback()
     console.print(f"published {taken}, was {left}", markup=False)
     _wait(wait, taken, deadline_s)
+
+
+@app.command()
+def sign(
+    snapshot_id: Id,
+    key: Annotated[str, typer.Option(help="The file of the key that signs; `raysys keys signing` makes one.")],
+    root: Root = ROOT,
+) -> None:
+    """Sign a snapshot, once every file of it was compared with its manifest."""
+    SnapshotStore(root).sign(snapshot_id, key)
+    console.print(f"signed {snapshot_id}", markup=False)
 
 
 @app.command()

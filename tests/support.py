@@ -273,10 +273,12 @@ def server_of(store: SnapshotStore, state: Path, **settings: Any) -> Iterator[st
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     assert started.wait(30)
-    yield f"http://127.0.0.1:{port}"
-    loop.call_soon_threadsafe(stopping.set)
-    thread.join(30)
-    loop.close()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:  # a thread that is left would keep a failed run from ending
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join(30)
+        loop.close()
 
 
 class Health:

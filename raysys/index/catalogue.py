@@ -18,6 +18,7 @@ from raysys.encoder.student import ABOUT, FOLDER, Student
 from raysys.index.contrast import Contrast
 from raysys.index.manifest import Manifest, check_sizes, read_manifest, verify_common
 from raysys.index.shard_files import ShardFiles, rows_of
+from raysys.index.signing import Signers
 from raysys.index.spaces import open_models
 from raysys.index.words import Vocabulary
 from raysys.keys import item_keys
@@ -42,9 +43,10 @@ class Found:
 class Catalogue:
     """The items of one snapshot."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
+        """manifest: that of the folder, where it was read before, and so its signature looked at."""
         self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
+        self.manifest: Manifest = read_manifest(folder) if manifest is None else manifest
         self.contrast = Contrast.load(folder) if self.manifest.has_contrast else None
         self.models = open_models(folder, self.manifest)
         self.student = _student(folder, self.manifest)
@@ -159,12 +161,12 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def open_verified(folder: Path) -> Catalogue:
+def open_verified(folder: Path, signers: Signers | None = None) -> Catalogue:
     """The catalogue of a snapshot whose files all have their size, and those that belong to no shard their content too.
 
-    Raises SnapshotDamaged. Who searches a shard verifies that one.
+    Raises SnapshotDamaged, and as ``read_manifest``. Who searches a shard verifies that one.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, signers)
     check_sizes(folder, manifest)
     verify_common(folder, manifest)
-    return Catalogue(folder)
+    return Catalogue(folder, manifest)

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from raysys import __version__
 from raysys.config import EncoderSettings, ItemRules, Settings
 from raysys.encoder.protocol import EncoderIdentity
-from raysys.errors import SnapshotDamaged, SnapshotMismatch, SnapshotTooNew
+from raysys.errors import SnapshotDamaged, SnapshotMismatch, SnapshotTooNew, SnapshotUntrusted
 from raysys.index.kinds import Effort
+from raysys.index.signing import Signers
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -106,15 +107,36 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(size_bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest in this folder. Raises SnapshotDamaged when it is missing or damaged, SnapshotTooNew."""
-    path = folder / MANIFEST
+def read_manifest(folder: Path, signers: Signers | None = None) -> Manifest:
+    """The manifest in this folder. Raises SnapshotDamaged when it is missing or damaged, SnapshotTooNew.
+
+    With ``signers``, SnapshotUntrusted where none of them has signed it for this folder.
+    """
+    content = manifest_bytes(folder)
+    if signers is not None:
+        signers.check(folder, content)  # before anything of it is looked at
+    manifest = parse_manifest(folder, content)
+    if signers is not None and manifest.snapshot_id != folder.name:
+        signed = f"signed as that of {manifest.snapshot_id}, not of {folder.name}"
+        raise SnapshotUntrusted(f"{folder / MANIFEST} was {signed}")
+    return manifest
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """The manifest in this folder as it is. Raises SnapshotDamaged when it is missing."""
     try:
-        raw = json.loads(path.read_bytes())
-        _refuse_newer(path, raw)
-        manifest = Manifest.model_validate(raw)
+        return (folder / MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise SnapshotDamaged(f"{folder} holds no {MANIFEST}: it is not a finished snapshot") from error
+
+
+def parse_manifest(folder: Path, content: bytes) -> Manifest:
+    """What these bytes of the manifest in the folder say. Raises SnapshotDamaged, SnapshotTooNew."""
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(content)
+        _refuse_newer(path, raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         raise SnapshotDamaged(f"{path} cannot be read: {error.errors()[0]['msg']}") from error
     except ValueError as error:

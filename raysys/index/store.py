@@ -7,7 +7,7 @@
 <root>/leases/<id>                  locked by whoever writes or serves this snapshot (``leases``)
 <root>/refusals/<id>                why this snapshot was last refused (``refusals``)
 <root>/embeddings/<fingerprint>/    vectors by text key, shared by all builds
-<root>/snapshots/<id>/              one immutable snapshot; finished when its manifest is there
+<root>/snapshots/<id>/              one immutable snapshot; finished when its manifest is there (``signing``)
 <root>/staging/<id>/                what a build keeps while it runs
 <root>/trash/                       what is being deleted (``retention``)
 """
@@ -26,8 +26,17 @@ from raysys.index import canary, history, leases, refusals
 from raysys.index.canary import Canary
 from raysys.index.history import By, Move
 from raysys.index.leases import Lease
-from raysys.index.manifest import MANIFEST, Manifest, check_sizes, read_manifest, verify_files
+from raysys.index.manifest import (
+    MANIFEST,
+    Manifest,
+    check_sizes,
+    manifest_bytes,
+    parse_manifest,
+    read_manifest,
+    verify_files,
+)
 from raysys.index.refusals import Refusal
+from raysys.index.signing import SIGNATURE, Signers, read_signing_key
 
 POINTER, HISTORY, CANARY, LOCK = "CURRENT", "HISTORY", "CANARY", ".lock"
 
@@ -40,9 +49,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of the snapshot in this folder, last of all its files: from now on it exists."""
-    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+def write_manifest(folder: Path, manifest: Manifest, signing_key: str | None = None) -> None:
+    """Write the manifest of the snapshot in this folder, last of all its files: from now on it exists.
+
+    signing_key: the file of the key that signs it; None = nobody does. Raises ConfigError for one that cannot.
+    """
+    content = manifest.model_dump_json(indent=2).encode()
+    if signing_key is not None:
+        write_atomically(folder / SIGNATURE, read_signing_key(signing_key).sign(content))
+    write_atomically(folder / MANIFEST, content)
 
 
 def _now() -> str:
@@ -52,8 +67,13 @@ def _now() -> str:
 class SnapshotStore:
     """Snapshots under one root folder."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, public_keys: Sequence[str | Path] = ()) -> None:
+        """public_keys: only snapshots that one of them has signed are opened and published; none = all are.
+
+        Raises ConfigError for a key that cannot be read.
+        """
         self.root = Path(root).expanduser()
+        self.signers = Signers(public_keys) if public_keys else None
 
     def create(self, now_s: float) -> tuple[str, Path]:
         """A fresh snapshot id (sorts by time) and its empty folder."""
@@ -97,9 +117,22 @@ class SnapshotStore:
     def verify(self, snapshot_id: str) -> Manifest:
         """The manifest, once every file was compared with it. Raises SnapshotError."""
         folder = self.folder(snapshot_id)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, self.signers)
         verify_files(folder, manifest)
         return manifest
+
+    def sign(self, snapshot_id: str, signing_key: str | Path) -> None:
+        """Sign the snapshot as it is, once every file was compared with its manifest; an older signature goes.
+
+        Raises SnapshotError, ConfigError.
+        """
+        key, folder = read_signing_key(signing_key), self.existing(snapshot_id)
+        content = manifest_bytes(folder)
+        manifest = parse_manifest(folder, content)
+        if manifest.snapshot_id != snapshot_id:
+            raise SnapshotDamaged(f"{folder} holds the manifest of {manifest.snapshot_id}, so it was not signed")
+        verify_files(folder, manifest)
+        write_atomically(folder / SIGNATURE, key.sign(content))
 
     def move(self, snapshot_id: str, by: By, forced: Sequence[str] = (), expected: str | None = None) -> None:
         """Put the pointer on a verified snapshot. expected: the one it must still be on; None = whichever.
@@ -258,8 +291,8 @@ class SnapshotStore:
         return self.current_id() if snapshot_id == "current" else snapshot_id
 
     def manifest(self, snapshot_id: str) -> Manifest:
-        """The manifest of a finished snapshot. Raises UnknownSnapshot, SnapshotDamaged, SnapshotTooNew."""
-        return read_manifest(self.existing(snapshot_id))
+        """The manifest of a finished snapshot. Raises UnknownSnapshot, and as ``read_manifest``."""
+        return read_manifest(self.existing(snapshot_id), self.signers)
 
     def existing(self, snapshot_id: str) -> Path:
         """The folder of a snapshot that is there, finished or not. Raises UnknownSnapshot."""

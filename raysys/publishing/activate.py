@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from raysys.errors import SnapshotError, SnapshotRefused
 from raysys.index.canary import Canary
-from raysys.index.manifest import Manifest
+from raysys.index.manifest import Manifest, read_manifest
 from raysys.index.store import POINTER, SnapshotStore
 from raysys.publishing.replay import N_ASKED, Agreement, compare, some_people
 
@@ -101,7 +101,7 @@ def activate(
     reasons, for one that is too much unlike the published one, unless ``force``. Either way the pointer is unmoved, and
     the reasons are written down (``SnapshotStore.refusal``).
     """
-    store.manifest(snapshot_id)  # of one that is not there no lease is left
+    read_manifest(store.existing(snapshot_id))  # of one that is not there no lease is left
     with store.lease(snapshot_id):
         manifest = _whole(store, snapshot_id)
         before = store.current_id() if (store.root / POINTER).exists() else None
@@ -135,7 +135,7 @@ def start_canary(
     The one that is the canary already is only given the share. Raises as ``activate``, and SnapshotConflict for the
     published one, or where another one is the canary; then all stays as it is, but for the reasons of a refusal.
     """
-    store.manifest(snapshot_id)
+    read_manifest(store.existing(snapshot_id))  # of one that is not there no lease is left
     before, running = store.current_id(), store.canary()
     if running is not None and running.snapshot_id == snapshot_id:
         return Start(store.set_canary(snapshot_id, share, before, running.forced), None)

@@ -14,10 +14,11 @@ from raysys.config import RankingSettings
 from raysys.data import catalog
 from raysys.encoder.build import build_encoder
 from raysys.encoder.protocol import Encoder
-from raysys.errors import RaysysError, SnapshotError, SnapshotMismatch
+from raysys.errors import RaysysError, SnapshotError, SnapshotMismatch, SnapshotUntrusted
 from raysys.index.catalogue import Catalogue
 from raysys.index.manifest import FORMAT_VERSION, MANIFEST, Manifest, file_problems, read_manifest, writers
 from raysys.index.shard_files import ShardFiles
+from raysys.index.signing import SIGNATURE, Signers
 from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import VectorIndex
 from raysys.keys import item_key, text_key
@@ -50,16 +51,21 @@ def look_through(store: SnapshotStore, snapshot_id: str, with_encoder: bool = Tr
     """
     folder = store.existing(store.resolve(snapshot_id))
     with store.lease(folder.name):
-        yield from checks(folder, with_encoder)
+        yield from checks(folder, with_encoder, store.signers)
 
 
-def checks(folder: Path, with_encoder: bool = True) -> Iterator[Check]:
+def checks(folder: Path, with_encoder: bool = True, signers: Signers | None = None) -> Iterator[Check]:
     """All checks of the snapshot in this folder, one after the other. Never raises for what it finds."""
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, signers)
+    except SnapshotUntrusted as error:
+        yield Check("fail", "signature", str(error), SIGNATURE)
+        return
     except SnapshotError as error:
         yield Check("fail", "manifest", str(error), MANIFEST)
         return
+    if signers is not None:
+        yield Check("ok", "signature", "by a key that is trusted here")
     yield from _manifest(folder, manifest)
     yield _writers(manifest)
     bad = dict(file_problems(folder, manifest, contents=True))
@@ -97,7 +103,7 @@ def _writers(manifest: Manifest) -> Check:
 
 def _unnamed(folder: Path, manifest: Manifest) -> Iterator[Check]:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(there - {*manifest.files, MANIFEST}):
+    for name in sorted(there - {*manifest.files, MANIFEST, SIGNATURE}):
         yield Check("fail", "files", f"{folder / name} is there, though the manifest does not name it", name)
 
 

@@ -41,7 +41,7 @@ class Alone:
 
     def __init__(self, settings: ServeSettings, encoder: EncoderSettings | None) -> None:
         self._settings = settings
-        self._store = SnapshotStore(settings.index_root)
+        self._store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         self._encoders = Encoders(self._store, encoder, settings.encoder_tier.threads)
         self._current: _Opened | None = None
         self._canary: _Opened | None = None
@@ -84,7 +84,7 @@ class Alone:
     @asynccontextmanager
     async def _open(self, snapshot_id: str) -> AsyncIterator[_Opened]:
         """The stages, ready; what runs of them in the background ends where they cannot be used."""
-        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id))
+        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id), self._store.signers)
         model = await self._encoders.of(snapshot_id)
         shards = self._hosted(catalogue)
         try:

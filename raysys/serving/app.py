@@ -1,11 +1,13 @@
 """The Serve application, built from one typed config by one function. ``build`` is what config files name."""
 
+import os
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
 from raysys.config import ServeSettings, TierSettings
+from raysys.errors import ConfigError
 from raysys.index.manifest import Manifest
 from raysys.index.store import SnapshotStore
 from raysys.serving.deployments import Encoder, Gateway, Ranker, ShardReplica
@@ -65,11 +67,22 @@ def actor_options(tier: TierSettings) -> dict[str, Any]:
 def build(args: ServeSettings) -> Application:
     """The application over the snapshot published under ``index_root``; Serve checks ``args`` against the annotation.
 
-    The number of shards is that of that snapshot. Raises SnapshotError when nothing is published.
+    The number of shards is that of that snapshot. Raises SnapshotError when nothing is published, ConfigError where the
+    proxy in front would answer in plain text though ``tls`` is set.
     """
-    store = SnapshotStore(args.index_root)
+    check_proxy(args)
+    store = SnapshotStore(args.index_root, args.snapshot_public_keys)
     manifest = store.manifest(store.current_id())
     return _fused(args) if args.topology == "fused" else _tiered(args, manifest)
+
+
+def check_proxy(settings: ServeSettings) -> None:
+    """Serve's own proxy takes the certificate from ``http_options``; HAProxy passes over it. Raises ConfigError."""
+    if settings.tls is not None and os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        raise ConfigError(
+            "`tls` is set, and HAProxy, as Serve configures it, would answer in plain text. Start Ray on every node "
+            "with RAY_SERVE_ENABLE_HA_PROXY=0, or take `tls` away and end TLS in front (docs/security.md)"
+        )
 
 
 def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
@@ -79,7 +92,9 @@ def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
     shards = [_deploy(ShardReplica, shard_name(n), settings.shard_tier, user_config=FOLLOW) for n in range(n_shards)]
     return _deploy(Gateway, "gateway", settings.gateway, user_config=FOLLOW, backpressure_config=BACKPRESSURE).bind(
         settings,
-        encoder.bind(settings.encoder, settings.encoder_tier.threads, settings.index_root),
+        encoder.bind(
+            settings.encoder, settings.encoder_tier.threads, settings.index_root, settings.snapshot_public_keys
+        ),
         ranker.bind(settings.ranking, settings.index_root),
         *(shard.bind(number, n_shards, settings) for number, shard in enumerate(shards)),
     )

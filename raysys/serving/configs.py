@@ -18,7 +18,7 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from raysys.config import ServeSettings, parse
+from raysys.config import ServeSettings, TlsSettings, parse
 from raysys.errors import ConfigError
 from raysys.serving.app import BACKPRESSURE, FOLLOW, IMPORT_PATH, options, shard_name
 
@@ -26,18 +26,26 @@ APPLICATION = "raysys"
 
 
 def serve_config(
-    args: Mapping[str, Any], n_shards: int, host: str = "127.0.0.1", port: int = 8000, every_node: bool = False
+    args: Mapping[str, Any],
+    n_shards: int,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    every_node: bool = False,
+    has_front: bool = False,
 ) -> dict[str, Any]:
     """The whole config of one application. ``args`` are the settings as in a file: only what differs from defaults.
 
-    ``every_node``: a proxy on every node that runs a replica, or on the head alone. Raises ConfigError, also
-    that of ``check_closed``.
+    ``every_node``: a proxy on every node that runs a replica, or on the head alone. ``has_front``: ``proxy.set_front``
+    has told the proxy where to listen and with which certificate; all else of Serve stays on loopback. Raises
+    ConfigError, also that of ``check_closed``.
     """
     settings = parse(ServeSettings, dict(args), "serve settings")
     check_closed(settings, host)
+    if has_front:
+        args, host = {name: value for name, value in args.items() if name != "tls"}, "127.0.0.1"
     config = {
         "proxy_location": "EveryNode" if every_node else "HeadOnly",
-        "http_options": {"host": host, "port": port},
+        "http_options": {"host": host, "port": port, **_tls(None if has_front else settings.tls)},
         "applications": [
             {
                 "name": APPLICATION,
@@ -50,6 +58,10 @@ def serve_config(
     }
     check_keys(config)
     return config
+
+
+def _tls(tls: TlsSettings | None) -> dict[str, str]:
+    return {} if tls is None else {"ssl_keyfile": tls.key, "ssl_certfile": tls.certificate}
 
 
 def check_closed(settings: ServeSettings, host: str) -> None:

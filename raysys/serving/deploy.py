@@ -10,6 +10,7 @@ from raysys.errors import Unavailable
 from raysys.serving.configs import APPLICATION, check_keys
 
 POLL_S = 0.25
+MOST_CHARS = 3_000  # of what Serve says, the end
 FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
 
 
@@ -17,8 +18,18 @@ def deploy(dashboard_url: str, token: str, config: dict[str, Any], timeout_s: fl
     """Hand the config to the head and wait until the application runs. Raises Unavailable that says what failed."""
     check_keys(config)
     with _client(dashboard_url, token) as client:
-        client.put("/api/serve/applications/", json=config).raise_for_status()
+        answer = _put(client, config)
+        if answer.is_error:
+            said = answer.text[-MOST_CHARS:]
+            raise Unavailable(f"Serve did not take the application ({answer.status_code}): {said}")
         _wait(lambda: _state(client), timeout_s)
+
+
+def _put(client: httpx.Client, config: dict[str, Any]) -> httpx.Response:
+    try:
+        return client.put("/api/serve/applications/", json=config)
+    except httpx.RemoteProtocolError:  # seen of a dashboard that had just started on a busy machine; twice is as once
+        return client.put("/api/serve/applications/", json=config)
 
 
 def replica_pids(dashboard_url: str, token: str) -> dict[str, list[int]]:

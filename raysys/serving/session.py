@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysys.config import ServeSettings, parse
 from raysys.errors import ConfigError, RaysysError
 from raysys.index.store import SnapshotStore
 from raysys.serving.configs import serve_config
 from raysys.serving.deploy import deploy, shut_down
 from raysys.serving.local_head import LocalHead, is_free
+from raysys.serving.proxy import set_front
+from raysys.tls import check_certificate
 
 PROJECT = Path(__file__).parents[2]
 EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104  # named, not bound to
@@ -31,15 +34,24 @@ class LocalService:
         return Path(self.head.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
 
     def serve(self, args: Mapping[str, Any], port: int, host: str = "127.0.0.1") -> str:
-        """Deploy over the snapshot published under ``args["index_root"]``. Returns the URL once it is ready."""
+        """Deploy over the snapshot published under ``args["index_root"]``. Returns the URL once it is ready.
+
+        Raises ConfigError, also for a certificate that cannot be served.
+        """
+        settings = parse(ServeSettings, dict(args), "serve settings")
+        tls = settings.tls
+        if tls is not None:
+            check_certificate(tls)
         reached = "127.0.0.1" if host in EVERYWHERE else host
         if port != self.port and not is_free(port, reached):
             raise ConfigError(f"port {port} is in use; stop what holds it (`raysys doctor` names it) or take --port")
-        store = SnapshotStore(args["index_root"])
+        store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         n_shards = len(store.manifest(store.current_id()).shards)
-        deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, host, port))
+        config = serve_config(args, n_shards, host, port, has_front=True)
+        set_front(self.head.folder, host, port, tls)
+        deploy(self.head.dashboard_url, self.token, config)
         self.port = port
-        return f"http://{reached}:{port}"
+        return f"{'http' if tls is None else 'https'}://{reached}:{port}"
 
     def submit(self, settings: Path, project: Path = PROJECT, job: str = "jobs/build_index.py") -> Iterator[str]:
         """`ray job submit` of the indexing job, or another one, with this settings file; yields the lines it prints.

@@ -124,14 +124,14 @@ class ShardHost:
 
     def _open(self, snapshot_id: str) -> tuple[Shard, Manifest]:
         folder = self._store.folder(snapshot_id)
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, self._store.signers)
         if len(manifest.shards) != self._n_shards:
             raise SnapshotMismatch(
                 f"snapshot {snapshot_id} has {len(manifest.shards)} shards, but {self._n_shards} are deployed: "
                 "deploy the application again to change the number of shards"
             )
         verify_shard(folder, manifest, self.number)  # a damaged index can end the process that opens it
-        catalogue = Catalogue(folder)
+        catalogue = Catalogue(folder, manifest)
         shard = Shard(self.number, catalogue.shards[self.number], self._trends)
         shard.warm_up()
         return shard, catalogue.manifest

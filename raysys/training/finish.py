@@ -182,7 +182,7 @@ def seal(
         change_store=plan.change_store,
         written_by=writers(),
     )
-    write_manifest(plan.snapshot, manifest)
+    write_manifest(plan.snapshot, manifest, plan.settings.index.signing_key)
     return manifest
 
 

@@ -21,6 +21,7 @@ LAYERS = {
     "trace": 0,
     "config": 1,
     "access": 1,
+    "tls": 1,
     "data": 2,
     "encoder": 2,
     "index": 2,
