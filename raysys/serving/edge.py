@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys.errors import Forbidden, Overloaded, RateLimited, RaysysError, Unauthenticated
+from raysys.pressure import LEFT_OUT
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
+from raysys.serving.brown_out import LEVEL
 from raysys.serving.guard import Guard
 from raysys.serving.logs import CURRENT_ID
 from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
@@ -57,6 +59,8 @@ class Metrics:
             self.stage_s.labels
         )  # by its name, of which there are few; to look it up costs as much again
         self.degraded = Counter("raysys_degraded", "Answers given without a part", ["part"], registry=self.registry)
+        for part in LEFT_OUT:  # from 0 on, so that the first one is seen as a rise
+            self.degraded.labels(part)
         self.fresh_s = Histogram(
             "raysys_freshness_seconds",
             "From a write to its effect: event_to_effect, text_to_effect, item_to_live, delete_to_gone",
@@ -155,8 +159,7 @@ class Edge:
         is_admitted = scope["path"] in self._admitted
         try:
             self._guard.check(scope)
-            if is_admitted:
-                self._admission.enter()
+            level = self._admission.enter() if is_admitted else 0
         except RaysysError as error:
             if isinstance(error, RateLimited):
                 self._metrics.rate_limited.labels(scope["raysys.key"].name).inc()
@@ -167,9 +170,11 @@ class Edge:
         except HTTPException as error:
             await on_http_error(Request(scope), error)(scope, receive, send)
             return None
+        browned_out = LEVEL.set(level)
         try:
             await self._app(scope, receive, send)
         finally:
+            LEVEL.reset(browned_out)
             if is_admitted:
                 self._admission.leave()
         return None
