@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,25 +56,18 @@ class HostedRecall:
     def __init__(
         self, n_shards: int, store: SnapshotStore, state: StateStore, tier: TierSettings, profile: ProfileSettings
     ) -> None:
-        self._thread = recall_thread(tier.threads)
-        self._hosts = [ShardHost(number, n_shards, store, self._thread, state, profile) for number in range(n_shards)]
-        self._coalescer: Measured[Asked] = Measured(
-            "shards", self._recall, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
+        thread = recall_thread(tier.threads)
+        self._hosts = [ShardHost(number, n_shards, store, thread, state, profile) for number in range(n_shards)]
+        self._coalescer: Measured[Asked] = Measured(  # whose call must not lead back here: nobody would let go of it
+            "shards",
+            partial(_recall, self._hosts, thread),
+            tier.max_batch,
+            max_in_flight=1,
+            max_waiting=tier.max_queued_requests,
         )
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         return await self._coalescer.ask((snapshot_id, query)), []
-
-    async def _recall(self, batch: list[Asked]) -> Timed[list[Candidates] | Exception]:
-        came_s = time.perf_counter()
-        missing = [await host.hold({snapshot_id for snapshot_id, _ in batch}) for host in self._hosts]
-        return await timed(self._thread, came_s, self._answer, batch, missing)
-
-    def _answer(
-        self, batch: list[Asked], missing: Sequence[Mapping[str, RaysysError]]
-    ) -> list[list[Candidates] | Exception]:
-        answers = [host.answer(batch, gone) for host, gone in zip(self._hosts, missing, strict=True)]
-        return [_all_or_error(of_one) for of_one in zip(*answers, strict=True)]
 
     async def prepare(self, snapshot_id: str) -> None:
         for host in self._hosts:
@@ -85,6 +79,21 @@ class HostedRecall:
 
     def status(self) -> dict[str, Any]:
         return {f"shard-{host.number:02d}": host.status() for host in self._hosts}
+
+
+async def _recall(
+    hosts: Sequence[ShardHost], thread: ThreadPoolExecutor, batch: list[Asked]
+) -> Timed[list[Candidates] | Exception]:
+    came_s = time.perf_counter()
+    missing = [await host.hold({snapshot_id for snapshot_id, _ in batch}) for host in hosts]
+    return await timed(thread, came_s, _answer, hosts, batch, missing)
+
+
+def _answer(
+    hosts: Sequence[ShardHost], batch: list[Asked], missing: Sequence[Mapping[str, RaysysError]]
+) -> list[list[Candidates] | Exception]:
+    answers = [host.answer(batch, gone) for host, gone in zip(hosts, missing, strict=True)]
+    return [_all_or_error(of_one) for of_one in zip(*answers, strict=True)]
 
 
 class NearRanker:
