@@ -36,13 +36,18 @@ class Admission:
         """
         self._fade()
         wait_s = self.expected_s()
+        level = self._level(wait_s)
         if self._n_in >= ALWAYS_IN and wait_s > self.patience_s:
             back_s = max(wait_s - self.patience_s, 1.0) if math.isfinite(wait_s) else 1.0
-            self._level(wait_s)
             raise Overloaded(f"{self._n_in} requests are being answered, and one more would be late", back_s)
-        level = self._level(wait_s)
         self._n_in += 1
         return level
+
+    def check(self) -> None:
+        """Raise what ``enter`` would raise now, to whom has not sent the body yet."""
+        if self._n_in >= ALWAYS_IN:
+            self.enter()
+            self._n_in -= 1
 
     def leave(self) -> None:
         """A request was answered, or is not wanted any more."""

@@ -1,5 +1,6 @@
 """The stages of the path inside one serving process: what ``topology: fused`` is made of. Knows nothing of Ray."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from raysys.config import ProfileSettings, TierSettings
 from raysys.encoder.batching import encode_each
 from raysys.encoder.protocol import Encoder, Role
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, Unavailable
 from raysys.index.store import SnapshotStore
 from raysys.recommender import Ranker
 from raysys.serving.coalescer import PATIENCE
@@ -28,7 +29,7 @@ class ThreadEncoder:
     """An encoder in a thread of this process; waiting texts are encoded together."""
 
     def __init__(self, encoder: Encoder, tier: TierSettings, deadline_s: float) -> None:
-        self._encoder, self._patience_s = encoder, PATIENCE * deadline_s
+        self._encoder, self._deadline_s, self._patience_s = encoder, deadline_s, PATIENCE * deadline_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._coalescer: Measured[tuple[str, Role]] = Measured(
             "encoder", self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
@@ -38,7 +39,12 @@ class ThreadEncoder:
         return await timed(self._thread, time.perf_counter(), encode_each, self._encoder, texts)
 
     async def encode(self, text: str, role: Role) -> Vectors:
-        vector: Vectors = await self._coalescer.ask((text, role))
+        """Raises Unavailable where it takes longer than the deadline; a text that still waits is encoded no more."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                vector: Vectors = await self._coalescer.ask((text, role))
+        except TimeoutError as error:
+            raise Unavailable(f"the encoder did not answer within {self._deadline_s:g} s") from error
         return vector
 
     async def encode_in_time(self, text: str, role: Role) -> Vectors:
@@ -50,12 +56,19 @@ class ThreadEncoder:
 class HostedRecall:
     """All shards in this process, one after the other in one thread: two would fight over the interpreter.
 
-    Requests that wait for the thread are answered together.
+    Requests that wait for the thread are answered together. deadline_s: of each; None = they wait.
     """
 
     def __init__(
-        self, n_shards: int, store: SnapshotStore, state: StateStore, tier: TierSettings, profile: ProfileSettings
+        self,
+        n_shards: int,
+        store: SnapshotStore,
+        state: StateStore,
+        tier: TierSettings,
+        profile: ProfileSettings,
+        deadline_s: float | None = None,
     ) -> None:
+        self._deadline_s = deadline_s
         thread = recall_thread(tier.threads)
         self._hosts = [ShardHost(number, n_shards, store, thread, state, profile) for number in range(n_shards)]
         self._coalescer: Measured[Asked] = Measured(  # whose call must not lead back here: nobody would let go of it
@@ -67,7 +80,12 @@ class HostedRecall:
         )
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
-        return await self._coalescer.ask((snapshot_id, query)), []
+        """Raises Unavailable where it takes longer than the deadline; what still waits then is not looked for."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._coalescer.ask((snapshot_id, query)), []
+        except TimeoutError as error:
+            raise Unavailable("no shard answered in time; try again") from error
 
     async def prepare(self, snapshot_id: str) -> None:
         for host in self._hosts:
