@@ -29,7 +29,7 @@ class ThreadEncoder:
     """An encoder in a thread of this process; waiting texts are encoded together."""
 
     def __init__(self, encoder: Encoder, tier: TierSettings, deadline_s: float) -> None:
-        self._encoder, self._deadline_s, self._patience_s = encoder, deadline_s, PATIENCE * deadline_s
+        self._encoder, self._patience_s = encoder, PATIENCE * deadline_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._coalescer: Measured[tuple[str, Role]] = Measured(
             "encoder", self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
@@ -39,12 +39,7 @@ class ThreadEncoder:
         return await timed(self._thread, time.perf_counter(), encode_each, self._encoder, texts)
 
     async def encode(self, text: str, role: Role) -> Vectors:
-        """Raises Unavailable where it takes longer than the deadline; a text that still waits is encoded no more."""
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                vector: Vectors = await self._coalescer.ask((text, role))
-        except TimeoutError as error:
-            raise Unavailable(f"the encoder did not answer within {self._deadline_s:g} s") from error
+        vector: Vectors = await self._coalescer.ask((text, role))
         return vector
 
     async def encode_in_time(self, text: str, role: Role) -> Vectors:

@@ -79,21 +79,6 @@ async def test_a_query_whose_caller_hung_up_is_not_encoded(shop: Shop, tmp_path:
     await served.stop()
 
 
-async def test_a_query_whose_deadline_has_passed_is_not_encoded(shop: Shop, tmp_path: Path) -> None:
-    model = Stuck()
-    served = await serve_here(shop.store(2), tmp_path / "state.sqlite3", model=model, deadline_s=0.05)
-    async with served.client() as client:
-        first = await client.post(SEARCH, json={"query": "first"})
-        late = await client.post(SEARCH, json={"query": "late"})
-        assert [first.status_code, late.status_code] == [503, 503]
-        model.may_go.set()
-        answer = await client.post(SEARCH, json={"query": "later"})
-        while answer.status_code == 503:  # until the call that was stuck has ended
-            answer = await client.post(SEARCH, json={"query": "later"})
-    await served.stop()
-    assert "late" not in model.asked
-
-
 async def test_a_list_whose_deadline_has_passed_is_not_looked_for(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
