@@ -5,10 +5,11 @@
 Lists, searches, similar items, ranking, events, items written, patched and deleted, people, and bodies that are wrong
 come at a fixed pace (open loop), while every ``--swap-every`` seconds the pointer moves to another snapshot or back.
 ``alone`` is the gateway without Ray, in one process; ``tiered`` and ``fused`` are the application over Ray Serve.
-Every few seconds the memory (RSS and PSS), open files and threads of all that was started are read. After the warm-up,
-in which caches fill, memory has a slope (``slopes.py``). It is flat where the upper end of the slope's interval makes
-less than 2 % of the memory in the time that was measured. The load is in the benchmark's own process, which is not
-counted. What is written goes into a copy of the state. Told to come back (429) is no error: it is counted by itself.
+Every few seconds the memory (RSS and PSS), open files and threads of all that was started are read. Caches and profiles
+are filled before the clock runs, and after the warm-up memory has a slope (``slopes.py``). It is flat where the upper
+end of the slope's interval makes less than 2 % of the memory in the time that was measured. The load is in the
+benchmark's own process, which is not counted. What is written goes into a copy of the state. Told to come back (429) is
+no error: it is counted by itself.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 from figures import busy_share, machine, warn_if_busy
-from http_load import on_the_wire, percentile
+from http_load import Connection, on_the_wire, percentile
 from open_loop import Outcome, at_pace, send_all
 from processes import Neighbours, child, end_on_sigterm, pss_kib, script
 from rich.console import Console
@@ -52,9 +53,10 @@ BLOCK_S = 60.0  # so long samples are alike
 WARM_UP_SHARE = 0.3
 FLAT_SHARE = 0.02
 MORE_FILES = 8  # open at once, between the warm-up and the end: connections to the store come and go
-# So few of each that caches and profiles are as large as they become after the warm-up of a quarter of an hour.
+# So few of each that caches and profiles can be filled before the clock runs.
 OWN_ITEMS, OWN_USERS, OWN_QUERIES, READERS = 200, 4, 300, 100
 SENT_AWAY = 429
+MOST_EVENTS = 1_000  # of one person, in one profile and in one batch
 
 console = Console(width=120, highlight=False)
 
@@ -106,8 +108,18 @@ class Mixture:
         makers = [maker for maker, _ in self._shares()]
         shares = [share for _, share in self._shares()]
         while True:
-            self._n += 1
             yield self._chance.choices(makers, shares)[0]()
+
+    def filling(self) -> Iterator[Sent]:
+        """Requests after which caches and profiles are as large as they become, and every length of text was seen."""
+        for user in range(OWN_USERS):
+            yield self._report(MOST_EVENTS, lambda user=user: f"soak-user-{user}")
+        for number in range(2 * OWN_ITEMS):
+            yield self._write(f"soak-item-{number % OWN_ITEMS}")
+        for query in self._queries:
+            yield _post("search", "/v1/search", {"query": query, "limit": 10})
+        for user in self._users:
+            yield _post("recommendations", "/v1/recommendations", {"user_id": user, "limit": 10})
 
     def _shares(self) -> list[tuple[Callable[[], Sent], int]]:
         """In percent."""
@@ -149,20 +161,27 @@ class Mixture:
         return _post("rank", "/v1/rank", {"user_id": self._user(), "items": items})
 
     def _events(self) -> Sent:
+        return self._report(5, lambda: f"soak-user-{self._chance.randrange(OWN_USERS)}")
+
+    def _report(self, n_events: int, user: Callable[[], str]) -> Sent:
+        self._n += 1
         kinds = ("view", "click", "like")
         events = [
             {
                 "event_id": f"{self._seed}-{self._n}-{n}",
                 "type": self._chance.choice(kinds),
-                "user_id": f"soak-user-{self._chance.randrange(OWN_USERS)}",
+                "user_id": user(),
                 "item_id": self._chance.choice([self._chance.choice(self._items), self._own()]),
             }
-            for n in range(5)
+            for n in range(n_events)
         ]
         return _post("events", "/v1/events", {"events": events})
 
     def _upsert(self) -> Sent:
-        items = [{"item_id": self._own(), "title": next(self._texts), "price": 1.0}]
+        return self._write(self._own())
+
+    def _write(self, item_id: str) -> Sent:
+        items = [{"item_id": item_id, "title": next(self._texts), "price": 1.0}]
         return _post("items", "/v1/items", {"items": items})
 
     def _patch(self) -> Sent:
@@ -241,9 +260,10 @@ def _files(pid: int) -> int:
 
 async def soak(port: int, given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any]:
     """The figures. Raises RaysysError where a snapshot cannot be published."""
+    mixture = Mixture(world, f"soak-{time.time():.0f}")
+    await fill(port, mixture)
     start_s, stop = time.perf_counter(), asyncio.Event()
     ledger, neighbours = Ledger(start_s), Neighbours()
-    mixture = Mixture(world, f"soak-{time.time():.0f}")
     requests = at_pace(iter(mixture), given.per_s, start_s)
     sending = asyncio.create_task(send_all(port, CONNECTIONS, requests, lambda sent: sent.wire, ledger.add, stop))
     swapping = asyncio.create_task(_swap(SnapshotStore(world.index_root), other, given.swap_every, ledger))
@@ -258,6 +278,16 @@ async def soak(port: int, given: argparse.Namespace, world: Prepared, other: str
         await swapping
     await sending
     return report(samples, ledger, neighbours.share(), given)
+
+
+async def fill(port: int, mixture: Mixture) -> None:
+    """One request after the other, before the clock runs. Raises RuntimeError where one fails."""
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+    for sent in mixture.filling():
+        status, body = await connection.ask(sent.wire)
+        if status not in sent.right:
+            raise RuntimeError(f"{sent.kind}: status {status}: {body[:300]!r}")
+    connection.close()
 
 
 async def _swap(store: SnapshotStore, other: str, every_s: float, ledger: Ledger) -> None:

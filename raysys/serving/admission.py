@@ -15,6 +15,7 @@ from raysys.serving.brown_out import BrownOut
 
 PATIENCE = 0.25  # of the deadline: requests also wait where nobody counts them, in sockets and in the event loop
 ALWAYS_IN = 16  # so few never make a queue
+WHOLE_LISTS = 8  # so few are no pressure, and of so few answers lately nobody knows how long the next will take
 MEMORY_S = 2.0  # by which the past fades
 SENT_AWAY_PER_S = 400.0  # a tenth of a core or so
 LONGEST_HOLD_S = 1.0
@@ -81,7 +82,9 @@ class Admission:
     def _level(self, wait_s: float) -> int:
         if self._brown_out is None:
             return 0
-        return self._brown_out.level(wait_s / self.patience_s if self._n_in >= ALWAYS_IN else 0.0)
+        if self._answered < WHOLE_LISTS:  # the first after a pause, or nothing is answered: for how long is known
+            wait_s = self._busy_s
+        return self._brown_out.level(wait_s / self.patience_s if self._n_in >= WHOLE_LISTS else 0.0)
 
     def _fade(self) -> None:
         now_s = self._clock.monotonic_s()

@@ -14,7 +14,7 @@ from support import FixedClock, Served, Shop, plain_query, post, recommender, se
 from raysys.config import ServeSettings
 from raysys.errors import Overloaded
 from raysys.pressure import EXPLAIN, EXPLORE, SOURCES, with_fewer_sources, without_extras
-from raysys.serving.admission import ALWAYS_IN, PATIENCE, Admission
+from raysys.serving.admission import ALWAYS_IN, PATIENCE, WHOLE_LISTS, Admission
 from raysys.serving.brown_out import BACK, CALM_S, FROM, BrownOut
 from raysys.types import FriendLikes, Request, Terms
 
@@ -129,7 +129,24 @@ def test_a_few_who_take_long_are_no_pressure() -> None:
     admission = Admission(DEADLINE_S, clock, BrownOut(clock))
     admission.enter()
     clock.at_s += 30.0
-    assert [admission.enter() for _ in range(ALWAYS_IN - 1)] == [0] * (ALWAYS_IN - 1)
+    assert [admission.enter() for _ in range(WHOLE_LISTS - 1)] == [0] * (WHOLE_LISTS - 1)
+    assert admission.enter() == 3  # and now it is one: nobody was answered for long
+
+
+@pytest.mark.parametrize("answered", [0, 1_000])
+def test_a_burst_after_a_pause_is_no_pressure(answered: int) -> None:
+    clock = FixedClock(0.0)
+    admission = Admission(DEADLINE_S, clock, BrownOut(clock))
+    for _ in range(answered):
+        admission.enter()
+        clock.at_s += 0.1
+        admission.leave()
+    clock.at_s += 30.0
+    levels = []
+    for _ in range(ALWAYS_IN):
+        levels.append(admission.enter())
+        clock.at_s += 0.001
+    assert set(levels) == {0}
 
 
 def test_only_what_was_asked_for_is_left_out() -> None:
