@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from http_load import Connection, Measured, complaint, on_the_wire, percentile
+from http_load import Measured, complaint, on_the_wire, percentile
+from open_loop import Outcome, at_pace, send_all
 from processes import child, script
 
 # What every good answer of a kind holds.
 WANTED = {"recommendations": b'"degraded":[]', "events": b'"duplicates":0,"rejected":[]'}
-_Due = tuple[float, str, bytes]  # when, the kind, the request as bytes on the wire
+_Sent = tuple[str, bytes]  # the kind, the request as bytes on the wire
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,15 @@ class Paced:
     items: tuple[str, ...]
 
 
-def schedule(load: Paced, start_s: float) -> Iterator[_Due]:
+def schedule(load: Paced, start_s: float) -> Iterator[tuple[float, _Sent]]:
     """All requests by when they are due, without end."""
     recommendations = _at_pace("recommendations", load.requests_per_s, start_s, _recommendations(load))
     events = _at_pace("events", load.events_per_s / load.events_per_batch, start_s, _batches(load))
     return heapq.merge(recommendations, events)
 
 
-def _at_pace(kind: str, per_s: float, start_s: float, made: Iterator[bytes]) -> Iterator[_Due]:
-    if per_s > 0:
-        for n, request in enumerate(made):
-            yield start_s + n / per_s, kind, request
+def _at_pace(kind: str, per_s: float, start_s: float, made: Iterator[bytes]) -> Iterator[tuple[float, _Sent]]:
+    return at_pace(((kind, request) for request in made), per_s, start_s) if per_s > 0 else iter(())
 
 
 def _recommendations(load: Paced) -> Iterator[bytes]:
@@ -83,11 +82,13 @@ class Tally:
         self.latencies_ms: dict[str, list[float]] = {kind: [] for kind in WANTED}
         self.errors: dict[str, Counter[str]] = {kind: Counter() for kind in WANTED}
 
-    def add(self, kind: str, due_s: float, error: str | None) -> None:
-        if due_s < self.start_s:
+    def add(self, sent: _Sent, outcome: Outcome) -> None:
+        if outcome.due_s < self.start_s:
             return
+        kind = sent[0]
+        error = outcome.error or complaint(outcome.status, outcome.body, WANTED[kind])
         if error is None:
-            self.latencies_ms[kind].append((time.perf_counter() - due_s) * 1e3)
+            self.latencies_ms[kind].append(outcome.latency_ms)
         else:
             self.errors[kind][error] += 1
 
@@ -106,32 +107,13 @@ async def measure(load: Paced, stop: asyncio.Event) -> dict[str, Measured]:
     """Send until ``stop`` is set; the answers to what was sent by then are waited for."""
     cpu_s, start_s = time.process_time(), time.perf_counter()
     requests, tally = schedule(load, start_s), Tally(start_s + load.ramp_s)
-    sending = asyncio.gather(*(_one_connection(load.port, requests, tally, stop) for _ in range(load.connections)))
+    sending = asyncio.create_task(
+        send_all(load.port, load.connections, requests, lambda sent: sent[1], tally.add, stop)
+    )
     await stop.wait()
     end_s = time.perf_counter()
     await sending
     return tally.measured(end_s, time.process_time() - cpu_s)
-
-
-async def _one_connection(port: int, requests: Iterator[_Due], tally: Tally, stop: asyncio.Event) -> None:
-    """Take the next request of all, wait until it is due, and send it; again until told to stop."""
-    connection: Connection | None = None
-    for due_s, kind, request in requests:
-        await asyncio.sleep(max(due_s - time.perf_counter(), 0.0))
-        if stop.is_set():
-            break
-        try:
-            if connection is None:
-                _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
-            status, body = await connection.ask(request)
-            tally.add(kind, due_s, complaint(status, body, WANTED[kind]))
-        except (OSError, ValueError) as error:  # TimeoutError is an OSError
-            tally.add(kind, due_s, type(error).__name__)
-            if connection is not None:
-                connection.close()
-            connection = None
-    if connection is not None:
-        connection.close()
 
 
 class PacedProcess:

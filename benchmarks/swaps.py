@@ -28,6 +28,7 @@ from typing import Any
 import httpx
 from figures import busy_share, machine, warn_if_busy
 from http_load import Connection, on_the_wire, percentile
+from open_loop import Outcome, at_pace, send_all
 from processes import end_on_sigterm
 from rich.console import Console
 from rich.table import Table
@@ -70,9 +71,9 @@ class Stretch:
     failed: Counter[str] = field(default_factory=Counter)
     mixed: int = 0
 
-    def add(self, due_s: float, complaint: str | None) -> None:
+    def add(self, latency_ms: float, complaint: str | None) -> None:
         if complaint is None:
-            self.latencies_ms.append((time.perf_counter() - due_s) * 1e3)
+            self.latencies_ms.append(latency_ms)
         elif complaint == "mixed":
             self.mixed += 1
         else:
@@ -94,31 +95,18 @@ class Traffic:
         self.serving: str | None = None  # the snapshot that was named last
 
     async def run(self) -> None:
-        loop, chance = asyncio.get_running_loop(), random.Random(7)
-        free: asyncio.Queue[Connection] = asyncio.Queue()
-        for _ in range(CONNECTIONS):
-            free.put_nowait((await loop.create_connection(Connection, "127.0.0.1", self._port))[1])
-        start_s = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for n in itertools.count():
-                due_s = start_s + n / self._per_s
-                await asyncio.sleep(max(due_s - time.perf_counter(), 0))
-                is_event = chance.random() < EVENTS_SHARE
-                question = Question(next(self._events)) if is_event else chance.choice(self._questions)
-                group.create_task(self._ask(question, due_s, await free.get(), free))
+        requests = at_pace(self._requests(), self._per_s, time.perf_counter())
+        await send_all(self._port, CONNECTIONS, requests, lambda question: question.wire, self._take, asyncio.Event())
 
-    async def _ask(
-        self, question: Question, due_s: float, connection: Connection, free: asyncio.Queue[Connection]
-    ) -> None:
-        stretch = self.stretch
-        try:
-            status, body = await connection.ask(question.wire)
-            stretch.add(due_s, self._complaint(question, status, body))
-        except (OSError, ValueError) as error:
-            stretch.add(due_s, type(error).__name__)
-            connection.close()
-            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
-        free.put_nowait(connection)
+    def _requests(self) -> Iterator[Question]:
+        chance = random.Random(7)
+        while True:
+            is_event = chance.random() < EVENTS_SHARE
+            yield Question(next(self._events)) if is_event else chance.choice(self._questions)
+
+    def _take(self, question: Question, outcome: Outcome) -> None:
+        failed = outcome.error or self._complaint(question, outcome.status, outcome.body)
+        self.stretch.add(outcome.latency_ms, failed)
 
     def _complaint(self, question: Question, status: int, body: bytes) -> str | None:
         if status != 200:

@@ -1,6 +1,7 @@
 """The catalogue that ``serving.py`` serves, films with ratings or a made-up one, prepared for both sides."""
 
 import json
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def import_profiles(events: EventsSettings, state: Path) -> tuple[str, ...]:
     if not state.exists():
         import_into(str(state), events, say=lambda _: None)
     return tuple(sorted(set(pq.read_table(events.path, columns=["user_id"])["user_id"].to_pylist())))
+
+
+def copy_state(source: Path, target: Path) -> None:
+    """The profile store as a file of its own, so that what a benchmark writes stays in no other's way."""
+    with sqlite3.connect(source) as original, sqlite3.connect(target) as copy:
+        original.backup(copy)
 
 
 def write_peer_files(snapshot: Path, manifest: Manifest, folder: Path) -> None:

@@ -24,6 +24,16 @@ from raysys.errors import Unavailable, UnknownItem
 from raysys.explain import Asked, Explainer, Ranks
 from raysys.keys import item_keys
 from raysys.lookup import Lookup
+from raysys.pressure import (
+    ENCODER,
+    WITH_FEWER_SOURCES,
+    WITH_STUDENT,
+    with_fewer_sources,
+    without_extras,
+)
+from raysys.pressure import (
+    SOURCES as FEWER_SOURCES,
+)
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.explore import TimesShown
 from raysys.ranking.learned import profile_settings
@@ -124,7 +134,10 @@ class Recommender:
         The rules do not apply where ``only`` says what is to be ranked.
         """
         trace = Trace(self._clock)
-        text = await self._encode(request.query, trace)
+        if request.pressure:
+            request, left_out = without_extras(request, request.only is None and self._arranger.explores(request))
+            trace.degraded.extend(left_out)
+        text = await self._encode(request, trace)
         asked = await self._asked(request, profile, friends, text, self._clock.now_s(), trace)
         ranked = await self._rank(asked, trace)
         items = await self._present(ranked.candidates, ranked.scores, ranked.arranged, trace)
@@ -193,14 +206,23 @@ class Recommender:
     async def _rank(self, asked: Asked, trace: Trace) -> _Ranked:
         """The list, of which nothing is read yet."""
         request = self._arranger.for_stranger(asked.request) if asked.is_stranger else asked.request
-        candidates, n_found = await self._recall(asked.query, [p.item_id for p in request.promotions], trace)
+        query = asked.query
+        if request.pressure >= WITH_FEWER_SOURCES:
+            query = self._with_fewer_sources(query, trace)
+        candidates, n_found = await self._recall(query, [p.item_id for p in request.promotions], trace)
         scores = self.lookup.hide_removed(candidates, await self._score(candidates, trace))
         arranged = await self._arrange(request, asked.known.items, candidates, n_found, scores, trace)
         return _Ranked(candidates, scores, arranged)
 
+    def _with_fewer_sources(self, query: RecallQuery, trace: Trace) -> RecallQuery:
+        fewer = with_fewer_sources(query, self.catalogue.has_behaviour)
+        if fewer is not query:
+            trace.degraded.append(FEWER_SOURCES)
+        return fewer
+
     async def _target(self, request: Request, trace: Trace) -> Vectors:
         if request.query is not None:
-            return await self._vector(request.query, trace)
+            return await self._vector(request.query, trace, request.pressure)
         for item_id in self.lookup.unknown(request.positive):
             raise UnknownItem("item_id", f"the catalogue holds no item {item_id!r}")
         vectors, _ = await self.lookup.vectors(request.positive)
@@ -231,20 +253,23 @@ class Recommender:
             person.tastes, person.position = found, position
         return found
 
-    async def _encode(self, text: str | None, trace: Trace) -> Vectors | None:
-        if text is None:
+    async def _encode(self, request: Request, trace: Trace) -> Vectors | None:
+        if request.query is None:
             return None
         try:
-            return await self._vector(text, trace)
+            return await self._vector(request.query, trace, request.pressure)
         except Unavailable:
             trace.degraded.append("encoder")
             return None
         finally:
             trace.mark("encode")
 
-    async def _vector(self, query: str, trace: Trace) -> Vectors:
+    async def _vector(self, query: str, trace: Trace, pressure: int) -> Vectors:
         """That of the encoder, or of its student, where there is one. Raises Unavailable where there is none."""
         if self._student is not None and self._always_student:
+            return _alone(self._student, query)
+        if self._student is not None and pressure >= WITH_STUDENT:
+            trace.degraded.append(ENCODER)
             return _alone(self._student, query)
         try:
             return await self._encode_text(query, "query")

@@ -245,6 +245,7 @@ class Request:
     explain: whether each item comes with its reasons; ``full``: also with what would be without the main one of them.
     language: of their sentences, as in BCP 47; None = the person's.
     recommendation_id: of the answer; what is left to chance follows from it alone, and without it nothing is.
+    pressure: the level of ``raysys.pressure`` at which it is answered.
     """
 
     limit: int
@@ -265,6 +266,7 @@ class Request:
     recommendation_id: str | None = None
     explain: bool | Literal["full"] = False
     language: str | None = None
+    pressure: int = 0
 
 
 @dataclass(frozen=True, slots=True)

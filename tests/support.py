@@ -238,7 +238,8 @@ async def serve_here(
     front = Front(serving, clock)
     catalogue = Catalogue(store.folder(store.current_id()))
     encoder = ThreadEncoder(HashEncoder(DIM) if model is None else model, serving.encoder_tier, serving.deadline_s)
-    shards = HostedRecall(len(catalogue.shards), store, front.state, TierSettings(), ProfileSettings())
+    n_shards, deadline_s = len(catalogue.shards), serving.deadline_s
+    shards = HostedRecall(n_shards, store, front.state, TierSettings(), ProfileSettings(), deadline_s)
     await shards.prepare(catalogue.snapshot_id)
     ranker = LocalRanker(serving.ranking)
     await front.take(catalogue, encoder.encode, shards, ranker, encoder.encode_in_time)

@@ -57,6 +57,11 @@ class Catalogue:
         """Every term of the items."""
         return self.shards[0].vocabulary
 
+    @cached_property
+    def has_behaviour(self) -> bool:
+        """Whether what people did leads from items to others."""
+        return any(len(shard.transition) or len(shard.ridge) for shard in self.shards)
+
     def terms(self, found: Found) -> list[Terms]:
         """The terms of the known items, in their order."""
         return [self.shards[shard].words.of(row) for shard, row in _places(found)]

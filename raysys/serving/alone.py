@@ -116,7 +116,12 @@ class Alone:
     def _hosted(self, catalogue: Catalogue) -> HostedRecall:
         settings = self._settings
         return HostedRecall(
-            len(catalogue.shards), self._store, self._front.state, settings.shard_tier, settings.profile
+            len(catalogue.shards),
+            self._store,
+            self._front.state,
+            settings.shard_tier,
+            settings.profile,
+            settings.deadline_s,
         )
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:

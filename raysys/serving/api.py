@@ -29,6 +29,7 @@ PROBLEMS: dict[int | str, str] = {
     400: "Not JSON",
     **REFUSALS,
     404: "Unknown item, unknown snapshot",
+    408: "The body did not come in time",
     409: "Contradicts what was settled before, or the snapshot was refused",
     413: "Body too large",
     422: "A value is wrong",

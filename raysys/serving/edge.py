@@ -7,22 +7,32 @@ import time
 import uuid
 from functools import cache
 from http import HTTPStatus
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysys.errors import Forbidden, Overloaded, RateLimited, RaysysError, Unauthenticated
+from raysys.pressure import LEFT_OUT
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
+from raysys.serving.brown_out import LEVEL
 from raysys.serving.guard import Guard
 from raysys.serving.logs import CURRENT_ID
-from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
+from raysys.serving.problems import (
+    CLIENT_CLOSED_REQUEST,
+    BodyTooLarge,
+    on_gone,
+    on_http_error,
+    on_large_body,
+    on_raysys_error,
+)
 from raysys.serving.sides import SideMetrics
 
 MAX_BODY_BYTES = 4 << 20
+BODY_S = 10.0  # for all of a body
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -58,6 +68,8 @@ class Metrics:
             self.stage_s.labels
         )  # by its name, of which there are few; to look it up costs as much again
         self.degraded = Counter("raysys_degraded", "Answers given without a part", ["part"], registry=self.registry)
+        for part in LEFT_OUT:  # from 0 on, so that the first one is seen as a rise
+            self.degraded.labels(part)
         self.fresh_s = Histogram(
             "raysys_freshness_seconds",
             "From a write to its effect: event_to_effect, text_to_effect, item_to_live, delete_to_gone",
@@ -100,10 +112,11 @@ class Metrics:
 
 
 class Edge:
-    """Wraps the app. Echoes X-Request-ID and traceparent, asks for the key, bounds the body, times the request.
+    """Wraps the app. Echoes X-Request-ID and traceparent, asks for the key, reads the body, times the request.
 
     routes: those of the app. admitted: those of them for which ``admission`` says who comes in. That, and before it
-    whose key it is, is asked here, as sending somebody away must cost next to nothing.
+    whose key it is, is asked here, as sending somebody away must cost next to nothing. A place is held from when the
+    body is there until the answer is, so that nobody holds one by sending or reading slowly.
     """
 
     def __init__(
@@ -138,7 +151,7 @@ class Edge:
             finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
-            cause = await self._answer(scope, _bounded(receive), send_echoing)
+            cause = await self._answer(scope, receive, send_echoing)
         except asyncio.CancelledError:
             status = status if finished else CLIENT_CLOSED_REQUEST
             raise
@@ -158,7 +171,9 @@ class Edge:
         try:
             self._guard.check(scope)
             if is_admitted:
-                self._admission.enter()
+                self._admission.check()
+            body = await read_body(receive)
+            level = self._admission.enter() if is_admitted else 0
         except RaysysError as error:
             if isinstance(error, RateLimited):
                 self._metrics.rate_limited.labels(scope["raysys.key"].name).inc()
@@ -166,15 +181,27 @@ class Edge:
                 await asyncio.sleep(self._admission.hold_s())
             await on_raysys_error(Request(scope), error)(scope, receive, send)
             return CAUSES[type(error)]
-        except HTTPException as error:
-            await on_http_error(Request(scope), error)(scope, receive, send)
+        except (HTTPException, BodyTooLarge, ClientDisconnect) as error:
+            await _refusal(scope, error)(scope, receive, send)
             return None
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            if is_admitted:
-                self._admission.leave()
+        await self._inside(scope, _with(body, receive), send, level, is_admitted)
         return None
+
+    async def _inside(self, scope: Scope, receive: Receive, send: Send, level: int, has_place: bool) -> None:
+        async def send_without_place(message: Message) -> None:
+            nonlocal has_place
+            if has_place:
+                has_place = False
+                self._admission.leave()
+            await send(message)
+
+        browned_out = LEVEL.set(level)
+        try:
+            await self._app(scope, receive, send_without_place)
+        finally:
+            LEVEL.reset(browned_out)
+            if has_place:
+                self._admission.leave()
 
     def _count(self, scope: Scope, status: int, seconds: float, cause: str | None) -> None:
         route = scope["path"] if scope["path"] in self._routes else "other"  # callers must not make up label values
@@ -196,15 +223,42 @@ class Edge:
         return echoed
 
 
-def _bounded(receive: Receive) -> Receive:
-    size_bytes = 0
+async def read_body(receive: Receive) -> bytes:
+    """All of it. Raises BodyTooLarge as soon as it is, HTTPException where it does not come in time, and
+    ClientDisconnect."""
+    chunks, size_bytes = [], 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunks.append(message.get("body", b""))
+                size_bytes += len(chunks[-1])
+                if size_bytes > MAX_BODY_BYTES:
+                    raise BodyTooLarge(f"a body may hold {MAX_BODY_BYTES:,} bytes")
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError as error:
+        detail = f"only {size_bytes:,} bytes of the body came within {BODY_S:g} s; send all of it at once"
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail, {"Connection": "close"}) from error
 
-    async def receive_bounded() -> Message:
-        nonlocal size_bytes
-        message: dict[str, Any] = dict(await receive())
-        size_bytes += len(message.get("body", b""))
-        if size_bytes > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"a body may hold {MAX_BODY_BYTES:,} bytes")
-        return message
 
-    return receive_bounded
+def _refusal(scope: Scope, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return on_http_error(Request(scope), error)
+    return on_large_body(Request(scope), error) if isinstance(error, BodyTooLarge) else on_gone(Request(scope), error)
+
+
+def _with(body: bytes, receive: Receive) -> Receive:
+    """What receives a body that was read, and then whatever comes."""
+    is_given = False
+
+    async def receive_again() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_again

@@ -22,6 +22,7 @@ from raysys.serving import audit
 from raysys.serving.admission import Admission
 from raysys.serving.api import Health, Routes, create_app
 from raysys.serving.background import end
+from raysys.serving.brown_out import BrownOut
 from raysys.serving.current import Current, InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
@@ -58,8 +59,10 @@ class Front:
         self._guard = Guard(settings.api_keys, self._clock, settings.rate_limit)
         self.state = open_state(settings.state)
         self.in_use = InUse()
-        self._admission = Admission(settings.deadline_s, self._clock)
-        self._metrics.registry.register(Gauges(self._admission, self.in_use, self._clock, self._metrics.first_sources))
+        self.admission = Admission(
+            settings.deadline_s, self._clock, BrownOut(self._clock) if settings.brown_out else None
+        )
+        self._metrics.registry.register(Gauges(self.admission, self.in_use, self._clock, self._metrics.first_sources))
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
         self._times_shown = TimesShown()  # of new items, whatever the snapshot
         self._housekeeping: asyncio.Task[None] | None = None
@@ -85,7 +88,7 @@ class Front:
                 self._clock,
             ),
             self._metrics,
-            self._admission,
+            self.admission,
             self._guard,
         )
         return self._closing_last(create_app(routes, health, self._tracing))

@@ -29,6 +29,9 @@ class Gauges(Collector):
             "How long a request for a list that comes in now is expected to be in",
             wait_s,
         )
+        yield GaugeMetricFamily(
+            "raysys_brown_out_level", "How much is left out of lists: 0 nothing, 3 the most", self._admission.level()
+        )
         canary = self._in_use.canary
         yield GaugeMetricFamily(
             "raysys_canary_share",

@@ -1,8 +1,10 @@
 """The stages of the path inside one serving process: what ``topology: fused`` is made of. Knows nothing of Ray."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from raysys.config import ProfileSettings, TierSettings
 from raysys.encoder.batching import encode_each
 from raysys.encoder.protocol import Encoder, Role
-from raysys.errors import RaysysError
+from raysys.errors import RaysysError, Unavailable
 from raysys.index.store import SnapshotStore
 from raysys.recommender import Ranker
 from raysys.serving.coalescer import PATIENCE
@@ -49,31 +51,36 @@ class ThreadEncoder:
 class HostedRecall:
     """All shards in this process, one after the other in one thread: two would fight over the interpreter.
 
-    Requests that wait for the thread are answered together.
+    Requests that wait for the thread are answered together. deadline_s: of each; None = they wait.
     """
 
     def __init__(
-        self, n_shards: int, store: SnapshotStore, state: StateStore, tier: TierSettings, profile: ProfileSettings
+        self,
+        n_shards: int,
+        store: SnapshotStore,
+        state: StateStore,
+        tier: TierSettings,
+        profile: ProfileSettings,
+        deadline_s: float | None = None,
     ) -> None:
-        self._thread = recall_thread(tier.threads)
-        self._hosts = [ShardHost(number, n_shards, store, self._thread, state, profile) for number in range(n_shards)]
-        self._coalescer: Measured[Asked] = Measured(
-            "shards", self._recall, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
+        self._deadline_s = deadline_s
+        thread = recall_thread(tier.threads)
+        self._hosts = [ShardHost(number, n_shards, store, thread, state, profile) for number in range(n_shards)]
+        self._coalescer: Measured[Asked] = Measured(  # whose call must not lead back here: nobody would let go of it
+            "shards",
+            partial(_recall, self._hosts, thread),
+            tier.max_batch,
+            max_in_flight=1,
+            max_waiting=tier.max_queued_requests,
         )
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
-        return await self._coalescer.ask((snapshot_id, query)), []
-
-    async def _recall(self, batch: list[Asked]) -> Timed[list[Candidates] | Exception]:
-        came_s = time.perf_counter()
-        missing = [await host.hold({snapshot_id for snapshot_id, _ in batch}) for host in self._hosts]
-        return await timed(self._thread, came_s, self._answer, batch, missing)
-
-    def _answer(
-        self, batch: list[Asked], missing: Sequence[Mapping[str, RaysysError]]
-    ) -> list[list[Candidates] | Exception]:
-        answers = [host.answer(batch, gone) for host, gone in zip(self._hosts, missing, strict=True)]
-        return [_all_or_error(of_one) for of_one in zip(*answers, strict=True)]
+        """Raises Unavailable where it takes longer than the deadline; what still waits then is not looked for."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._coalescer.ask((snapshot_id, query)), []
+        except TimeoutError as error:
+            raise Unavailable("no shard answered in time; try again") from error
 
     async def prepare(self, snapshot_id: str) -> None:
         for host in self._hosts:
@@ -85,6 +92,21 @@ class HostedRecall:
 
     def status(self) -> dict[str, Any]:
         return {f"shard-{host.number:02d}": host.status() for host in self._hosts}
+
+
+async def _recall(
+    hosts: Sequence[ShardHost], thread: ThreadPoolExecutor, batch: list[Asked]
+) -> Timed[list[Candidates] | Exception]:
+    came_s = time.perf_counter()
+    missing = [await host.hold({snapshot_id for snapshot_id, _ in batch}) for host in hosts]
+    return await timed(thread, came_s, _answer, hosts, batch, missing)
+
+
+def _answer(
+    hosts: Sequence[ShardHost], batch: list[Asked], missing: Sequence[Mapping[str, RaysysError]]
+) -> list[list[Candidates] | Exception]:
+    answers = [host.answer(batch, gone) for host, gone in zip(hosts, missing, strict=True)]
+    return [_all_or_error(of_one) for of_one in zip(*answers, strict=True)]
 
 
 class NearRanker:

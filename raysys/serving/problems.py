@@ -11,7 +11,6 @@ from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from raysys.errors import (
     Conflict,
@@ -171,7 +170,7 @@ def on_http_error(request: Request, error: Exception) -> Response:
 
 def on_large_body(request: Request, error: Exception) -> Response:
     """A body that was not read to its end."""
-    return problem(request, 413, "body_too_large", str(error))
+    return problem(request, 413, "body_too_large", str(error), headers={"Connection": "close"})
 
 
 def on_gone(request: Request, error: Exception) -> Response:
@@ -195,6 +194,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, on_invalid_body)
     app.add_exception_handler(RaysysError, on_raysys_error)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(BodyTooLarge, on_large_body)
-    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_anything)

@@ -10,6 +10,7 @@ from raysys.errors import InvalidInput, Unavailable
 from raysys.index.filters import check
 from raysys.profile.reader import Profiles
 from raysys.serving import schemas
+from raysys.serving.brown_out import LEVEL
 from raysys.serving.current import Current, InUse
 from raysys.serving.edge import Metrics
 from raysys.serving.experiments import Arms, Assignment
@@ -42,18 +43,19 @@ class Service:
         if body.filter is not None:
             check(body.filter, current.catalogue.schema)
         request = replace(request, **_rules(body), explain=body.explain, language=body.language)
-        request = replace(request, recommendation_id=uuid.uuid4().hex)
+        request = replace(request, recommendation_id=uuid.uuid4().hex, pressure=LEVEL.get())
         arms = self._assignment.arms(request.user)
         current.check(request, arms)
         return await self._on_side(side, self._for_person("recommendations", current, request, arms))
 
     async def rank(self, body: schemas.RankBody) -> dict[str, Any]:
-        request = Request(limit=len(set(body.items)), only=body.items, **_person(body))
+        request = Request(limit=len(set(body.items)), only=body.items, pressure=LEVEL.get(), **_person(body))
         side = self._in_use.side_of(request.user)
         return await self._on_side(side, self._for_person("rank", self._in_use.on(side), request, ()))
 
     async def search(self, body: schemas.SearchBody) -> dict[str, Any]:
-        return await self._search("search", Request(limit=body.limit, query=body.query, filter=body.filter))
+        request = Request(limit=body.limit, query=body.query, filter=body.filter, pressure=LEVEL.get())
+        return await self._search("search", request)
 
     async def similar(self, body: schemas.SimilarBody) -> dict[str, Any]:
         request = Request(limit=body.limit, positive=(body.item_id,), filter=body.filter)

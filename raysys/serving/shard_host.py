@@ -139,6 +139,7 @@ class ShardHost:
     async def stop(self) -> None:
         """End the following of the logs."""
         await end(*self._tasks)
+        self._tasks = []  # how they ended leads back here, and what is held would stay until the garbage is collected
 
     async def _follow(self, what: str, catch_up: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-HERE = Path(__file__).parent
+SERVER = Path(__file__).parents[2] / "benchmarks" / "alone_server.py"
 
 
 def until(condition: Callable[[], bool], deadline_s: float) -> float:
@@ -75,7 +75,7 @@ class SmallDisk:
 
 
 class GatewayProcess:
-    """``gateway_main.py`` with these serve settings.
+    """``benchmarks/alone_server.py`` with these serve settings.
 
     within: puts a command where it is to run. stderr: a file; None = one in ``folder``.
     """
@@ -90,7 +90,7 @@ class GatewayProcess:
         folder.mkdir()
         self.log = folder / "stderr" if stderr is None else stderr
         (folder / "settings.json").write_text(json.dumps(settings, default=str))
-        self._command = within([sys.executable, str(HERE / "gateway_main.py"), str(folder / "settings.json")])
+        self._command = within([sys.executable, str(SERVER), str(folder / "settings.json")])
         self._process: subprocess.Popen[str] | None = None
         self.start()
 

@@ -29,13 +29,13 @@ def paced(port: int = 1, connections: int = 2, requests_per_s: float = 40.0, eve
 
 def test_requests_are_due_at_their_own_pace() -> None:
     first = list(itertools.takewhile(lambda due: due[0] < 11.0, schedule(paced(), start_s=10.0)))
-    assert [due_s for due_s, _, _ in first] == sorted(due_s for due_s, _, _ in first)
-    kinds = [kind for _, kind, _ in first]
+    assert [due_s for due_s, _ in first] == sorted(due_s for due_s, _ in first)
+    kinds = [kind for _, (kind, _) in first]
     assert (kinds.count("recommendations"), kinds.count("events")) == (40, 20)
 
 
 def test_no_event_is_sent_twice() -> None:
-    batches = (request for _, kind, request in schedule(paced(), 0.0) if kind == "events")
+    batches = (request for _, (kind, request) in schedule(paced(), 0.0) if kind == "events")
     bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in itertools.islice(batches, 20)]
     ids = [event["event_id"] for body in bodies for event in body["events"]]
     assert (len(ids), len(set(ids))) == (200, 200)

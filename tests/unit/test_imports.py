@@ -19,6 +19,7 @@ LAYERS = {
     "words": 0,
     "clock": 0,
     "trace": 0,
+    "pressure": 0,
     "config": 1,
     "access": 1,
     "tls": 1,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from raysys.errors import SnapshotError, SnapshotMismatch, Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.index.manifest import Manifest, verify_files
 from raysys.index.store import SnapshotStore, write_manifest
+from raysys.pressure import ENCODER
+from raysys.pressure import SOURCES as FEWER
 from raysys.recommender import STUDENT
 from raysys.training import local
 from raysys.training.finish import REPORT
@@ -199,6 +202,19 @@ async def test_always_means_that_the_encoder_is_not_asked(folder: Path) -> None:
     fallen = await recommender(folder, encode=GONE).search(ASKED)
     assert always.degraded == ()
     assert [item.item_id for item in always.items] == [item.item_id for item in fallen.items]
+
+
+@pytest.mark.parametrize(("pressure", "degraded"), [(2, (ENCODER,)), (3, (ENCODER, FEWER))])
+async def test_under_pressure_the_encoder_is_not_asked(folder: Path, pressure: int, degraded: tuple[str, ...]) -> None:
+    path = recommender(folder, encode=raising(AssertionError("asked")))
+    answer = await path.recommend(replace(ASKED, pressure=pressure), STRANGER)
+    assert answer.degraded == degraded
+    assert any(SOURCES[QUERY] in item.sources for item in answer.items)
+    found = await path.search(replace(ASKED, pressure=pressure))
+    assert found.degraded == (ENCODER,)
+    assert found.items == (await recommender(folder, encode=GONE).search(ASKED)).items
+    with pytest.raises(AssertionError, match="asked"):
+        await path.search(replace(ASKED, pressure=1))
 
 
 class Stuck(HashEncoder):

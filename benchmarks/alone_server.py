@@ -1,4 +1,4 @@
-"""A gateway as a process: ``gateway_main.py SETTINGS.json``; prints its port when it answers."""
+"""A gateway without Ray as a process: ``alone_server.py SETTINGS.json``; prints its port when it answers."""
 
 import asyncio
 import sys
