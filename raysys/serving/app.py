@@ -79,8 +79,8 @@ def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
     shards = [_deploy(ShardReplica, shard_name(n), settings.shard_tier, user_config=FOLLOW) for n in range(n_shards)]
     return _deploy(Gateway, "gateway", settings.gateway, user_config=FOLLOW, backpressure_config=BACKPRESSURE).bind(
         settings,
-        encoder.bind(_encoder_settings(settings, manifest), settings.encoder_tier.threads),
-        ranker.bind(settings.ranking, settings.index_root),
+        encoder.bind(_encoder_settings(settings, manifest), settings.encoder_tier.threads, settings.tenant),
+        ranker.bind(settings.ranking, settings.index_root, settings.tenant),
         *(shard.bind(number, n_shards, settings) for number, shard in enumerate(shards)),
     )
 

@@ -4,7 +4,9 @@ Serve drops keys that it does not know without a word, and a dropped ``max_repli
 """
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from pydantic import BaseModel
@@ -33,32 +35,93 @@ def serve_config(
     ``every_node``: a proxy on every node that runs a replica, or on the head alone. Raises ConfigError, also
     that of ``check_closed``.
     """
-    settings = parse(ServeSettings, dict(args), "serve settings")
-    check_closed(settings, host)
+    return tenants_config([(args, n_shards)], host, port, every_node)
+
+
+def tenants_config(
+    applications: Sequence[tuple[Mapping[str, Any], int]],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    every_node: bool = False,
+) -> dict[str, Any]:
+    """The whole config of several tenants, each with its settings and its number of shards; else as ``serve_config``.
+
+    Raises ConfigError also for two that would share anything.
+    """
+    settings = [parse(ServeSettings, dict(args), "serve settings") for args, _ in applications]
+    for one in settings:
+        check_closed(one, host)
+    check_apart(settings)
     config = {
         "proxy_location": "EveryNode" if every_node else "HeadOnly",
         "http_options": {"host": host, "port": port},
         "applications": [
             {
-                "name": APPLICATION,
-                "route_prefix": "/",
+                "name": application_name(one.tenant),
+                "route_prefix": route_prefix(one.tenant),
                 "import_path": IMPORT_PATH,
                 "args": dict(args),
-                "deployments": list(_deployments(settings, n_shards)),
+                "deployments": list(_deployments(one, n_shards)),
             }
+            for one, (args, n_shards) in zip(settings, applications, strict=True)
         ],
     }
     check_keys(config)
     return config
 
 
+def application_name(tenant: str | None) -> str:
+    """Of the application in Serve. Its deployments are known by it, so those of tenants never meet."""
+    return APPLICATION if tenant is None else f"{APPLICATION}-{tenant}"
+
+
+def route_prefix(tenant: str | None) -> str:
+    """Under which path the API of a tenant is."""
+    return "/" if tenant is None else f"/{tenant}"
+
+
+def check_apart(settings: Sequence[ServeSettings]) -> None:
+    """Raises ConfigError where several are not all of tenants of their own, or two would share files."""
+    if len(settings) > 1 and any(one.tenant is None for one in settings):
+        raise ConfigError("of several settings each needs a `tenant`: it names its application and its route prefix")
+    for one, other in combinations(settings, 2):
+        if one.tenant == other.tenant:
+            raise ConfigError(f"two settings have the tenant {one.tenant!r}")
+        for name, place in _places(one).items():
+            taken = [its_name for its_name, its_place in _places(other).items() if _meet(place, its_place)]
+            if taken:
+                raise ConfigError(
+                    f"{one.tenant!r} has {name} {place}, where {other.tenant!r} has {taken[0]}: give each its own"
+                )
+
+
+def _places(settings: ServeSettings) -> dict[str, str]:
+    """What only one tenant may use. In a Redis each has a namespace already."""
+    named = {
+        "index_root": settings.index_root,
+        "state": settings.state,
+        "impressions.folder": settings.impressions.folder,
+    }
+    return {name: _without_links(place) for name, place in named.items() if place is not None}
+
+
+def _without_links(place: str) -> str:
+    return place if "://" in place else os.path.realpath(place)
+
+
+def _meet(place: str, other: str) -> bool:
+    """Whether they are one, or one is within the other."""
+    return f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/")
+
+
 def check_closed(settings: ServeSettings, host: str) -> None:
     """Raises ConfigError where others reach this host, no keys are asked for, and nobody said that this is meant."""
-    if _is_loopback(host) or settings.api_keys is not None or settings.open:
+    if _is_loopback(host) or settings.asks_who or settings.open:
         return
     raise ConfigError(
         f"whoever reaches {host} could read and delete everything. Make a key (`raysys keys create`) and name the file "
-        "as `api_keys` in the settings; or, where something in front asks who they are, say `open: true` (--open)"
+        "as `api_keys` in the settings, or take tokens (`jwt`); or, where something in front asks who they are, say "
+        "`open: true` (--open)"
     )
 
 

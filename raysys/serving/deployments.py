@@ -37,8 +37,8 @@ MOST_RANKINGS = 3  # the one in use, the one before, the one to come
 class Encoder:
     """Texts to vectors."""
 
-    def __init__(self, settings: EncoderSettings, threads: int) -> None:
-        open_log()
+    def __init__(self, settings: EncoderSettings, threads: int, tenant: str | None = None) -> None:
+        open_log(tenant)
         self._encoder = build_encoder(settings, threads)
         self._encoder.encode(["warm up"], "query")
         self._one_at_a_time = asyncio.Lock()
@@ -57,7 +57,7 @@ class ShardReplica:
     """One shard of the catalogue. ``user_config`` names the snapshot, so that a new one never restarts a replica."""
 
     def __init__(self, number: int, n_shards: int, settings: ServeSettings) -> None:
-        open_log()
+        open_log(settings.tenant)
         store = SnapshotStore(settings.index_root)
         thread = recall_thread(settings.shard_tier.threads)
         self._host = ShardHost(number, n_shards, store, thread, open_state(settings.state), settings.profile)
@@ -79,8 +79,8 @@ class ShardReplica:
 class Ranker:
     """Source scores to final scores, by what the snapshot has learned. Of snapshots it holds the last few in use."""
 
-    def __init__(self, settings: RankingSettings, index_root: str) -> None:
-        open_log()
+    def __init__(self, settings: RankingSettings, index_root: str, tenant: str | None = None) -> None:
+        open_log(tenant)
         store = SnapshotStore(index_root)
         self._of = lru_cache(MOST_RANKINGS)(lambda snapshot_id: open_ranker(settings, store.folder(snapshot_id)))
 
@@ -101,7 +101,7 @@ class Gateway:
         ranker: DeploymentHandle,
         *shards: DeploymentHandle,
     ) -> None:
-        open_log()
+        open_log(settings.tenant)
         self._settings, self._store = settings, SnapshotStore(settings.index_root)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)

@@ -14,12 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysys.access import Caller, Key
 from raysys.errors import Forbidden, Overloaded, RateLimited, RaysysError, Unauthenticated
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
 from raysys.serving.guard import Guard
 from raysys.serving.logs import CURRENT_ID
 from raysys.serving.problems import CLIENT_CLOSED_REQUEST, BodyTooLarge, on_http_error, on_raysys_error
+from raysys.serving.tenant import LabelledRegistry
 
 MAX_BODY_BYTES = 4 << 20
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -38,8 +40,9 @@ QUEUE = "queue"
 class Metrics:
     """What one gateway replica counts. Each replica exports its own."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, tenant: str | None = None) -> None:
+        """tenant: stands as a label on all of them."""
+        self.registry = CollectorRegistry() if tenant is None else LabelledRegistry(tenant)
         self.requests = Counter(
             "raysys_requests", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
@@ -147,7 +150,7 @@ class Edge:
         finally:
             self._count(scope, status, time.perf_counter() - start, cause)
             if scope["path"] in AUDITED:
-                record(scope, status)
+                record(scope, status, self._guard.tenant)
             CURRENT_ID.reset(named)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> str | None:
@@ -159,11 +162,11 @@ class Edge:
                 self._admission.enter()
         except RaysysError as error:
             if isinstance(error, RateLimited):
-                self._metrics.rate_limited.labels(scope["raysys.key"].name).inc()
+                self._metrics.rate_limited.labels(_label(scope["raysys.key"])).inc()
             if isinstance(error, Overloaded | RateLimited):
                 await asyncio.sleep(self._admission.hold_s())
             await on_raysys_error(Request(scope), error)(scope, receive, send)
-            return CAUSES[type(error)]
+            return CAUSES.get(type(error))
         except HTTPException as error:
             await on_http_error(Request(scope), error)(scope, receive, send)
             return None
@@ -192,6 +195,11 @@ class Edge:
         if b"traceparent" in headers:
             echoed.append((b"traceparent", headers[b"traceparent"]))
         return echoed
+
+
+def _label(caller: Caller) -> str:
+    """Of tokens all the same: their subjects are many, and may be people."""
+    return caller.name if isinstance(caller, Key) else caller.id
 
 
 def _bounded(receive: Receive) -> Receive:

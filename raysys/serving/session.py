@@ -37,9 +37,10 @@ class LocalService:
             raise ConfigError(f"port {port} is in use; stop what holds it (`raysys doctor` names it) or take --port")
         store = SnapshotStore(args["index_root"])
         n_shards = len(store.manifest(store.current_id()).shards)
-        deploy(self.head.dashboard_url, self.token, serve_config(args, n_shards, host, port))
+        config = serve_config(args, n_shards, host, port)
+        deploy(self.head.dashboard_url, self.token, config)
         self.port = port
-        return f"http://{reached}:{port}"
+        return f"http://{reached}:{port}{config['applications'][0]['route_prefix'].rstrip('/')}"
 
     def submit(self, settings: Path, project: Path = PROJECT, job: str = "jobs/build_index.py") -> Iterator[str]:
         """`ray job submit` of the indexing job, or another one, with this settings file; yields the lines it prints.
