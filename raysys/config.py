@@ -107,7 +107,7 @@ def namespaced(state: str, tenant: str | None) -> str:
         return state
     place, _, namespace = state.partition("#")
     if namespace not in ("", tenant):
-        raise ValueError(f"the namespace after '#' is {namespace!r}, but the tenant {tenant!r}; leave it out")
+        raise ValueError(f"what stands after '#', a namespace, is not the tenant {tenant!r}; leave it out")
     return f"{place}#{tenant}"
 
 
@@ -766,4 +766,6 @@ def _explain(error: ErrorDetails) -> str:
         known = {name for kind in _kinds(Settings) for name in kind.model_fields}
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return "there is no such setting" + (f"; did you mean {close[0]!r}?" if close else "")
+    if error["loc"][-1:] == ("state",):  # a URL may hold a password
+        return error["msg"]
     return f"{error['msg']} (given: {error['input']!r})"

@@ -18,7 +18,7 @@ from jwt.exceptions import PyJWTError
 from raysys.access import SCOPES, Scope
 from raysys.clock import Clock
 from raysys.config import JwtSettings
-from raysys.errors import Unauthenticated
+from raysys.errors import Unauthenticated, Unavailable
 from raysys.serving.audit import record_refusal
 from raysys.serving.jwks import FetchedKeys, FileKeys, IssuerKeys, PublicKey
 
@@ -74,8 +74,12 @@ class Tokens:
         return token
 
     def status(self) -> dict[str, object]:
-        """How many keys the issuer has, and why newer ones are not in use."""
-        return {"in_use": len(self._known_by), "refused": self.keys.problem}
+        """How many keys of the issuer are in use, and why newer ones are not."""
+        try:
+            n_keys = len(self.keys.now())
+        except Unavailable:
+            n_keys = 0
+        return {"in_use": n_keys, "refused": self.keys.problem}
 
     def _remember(self, digest: bytes, token: Token) -> None:
         if len(self._known) >= MAX_CACHED:

@@ -34,7 +34,8 @@ def prefix(tenant: str | None) -> str:
     try:
         return "raysys:" if tenant is None else f"raysys@{check_tenant(tenant)}:"
     except ValueError as error:
-        raise ConfigError(f"{tenant!r}, after '#' of the Redis URL, {error}") from error
+        # Not shown: what stands there may be a part of a password in which '#' is not written as %23.
+        raise ConfigError(f"what stands after '#' of the Redis URL {error}") from None
 
 
 _KEYS = """

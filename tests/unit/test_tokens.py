@@ -404,6 +404,7 @@ def test_before_there_are_keys_one_is_asked_to_come_back(issuer: Issuer) -> None
     with pytest.raises(Unavailable, match="cannot fetch the JWKS"):
         tokens.check(signed().encode())
     guard = Guard(None, clock, tokens=tokens)
+    assert tokens.status()["in_use"] == 0
     guard.check(request(signed(), "/readyz"))  # whether one is ready has nothing to do with it
     issuer.answer = (200, json.dumps({"keys": KEYS}).encode())
     clock.at_s += RETRY_S
