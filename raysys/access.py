@@ -16,11 +16,11 @@ import stat
 from collections.abc import Iterator, Set
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Protocol, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
-from raysys.config import RateLimit
+from raysys.config import RateLimit, Tenant, check_tenant
 from raysys.disk import replacing
 from raysys.errors import ConfigError
 
@@ -32,8 +32,25 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Stamp = tuple[int, ...]
 
 
+class Caller(Protocol):
+    """Who shows a key, or a token of an issuer."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scopes(self) -> frozenset[Scope]: ...
+
+
 class Key(BaseModel):
-    """One key, without its secret. expires_at: None = never. rate_limit: None = that of the settings, if any."""
+    """One key, without its secret.
+
+    expires_at: None = never. rate_limit: None = that of the settings, if any. tenant: whose gateways it opens; None =
+    those of no tenant.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="hex", val_json_bytes="hex")
 
@@ -45,6 +62,7 @@ class Key(BaseModel):
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
     rate_limit: RateLimit | None = None
+    tenant: Tenant | None = None
 
     @field_serializer("scopes")
     def _in_order(self, scopes: frozenset[Scope]) -> list[Scope]:
@@ -81,13 +99,18 @@ def make_key(
     expires_at: datetime | None = None,
     now: datetime | None = None,
     rate_limit: RateLimit | None = None,
+    tenant: str | None = None,
 ) -> tuple[Key, str]:
-    """A new key and its text, which nothing can give again. Raises ConfigError for a name or scope that cannot be."""
+    """A new key and its text, which nothing can give again. Raises ConfigError for what cannot be."""
     if not re.fullmatch(NAME, name):
         raise ConfigError(f"{name!r} cannot name a key: 1 to 64 letters, digits, '.', '_' and '-'")
     granted, unknown = [scope for scope in SCOPES if scope in scopes], sorted(scopes - set(SCOPES))
     if unknown or not granted:
         raise ConfigError(f"a key has one scope or more of {', '.join(SCOPES)} (given: {', '.join(sorted(scopes))})")
+    try:
+        _ = tenant is None or check_tenant(tenant)
+    except ValueError as error:
+        raise ConfigError(f"{tenant!r} {error}") from error
     number, secret, salt = secrets.token_hex(4), secrets.token_urlsafe(32), secrets.token_bytes(16)
     key = Key(
         id=number,
@@ -98,6 +121,7 @@ def make_key(
         created_at=datetime.now(UTC) if now is None else now,
         expires_at=expires_at,
         rate_limit=rate_limit,
+        tenant=tenant,
     )
     return key, f"rs_{number}_{secret}"
 

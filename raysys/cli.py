@@ -19,6 +19,7 @@ from rich.table import Table
 from raysys import __version__, snapshots
 from raysys.access import KeyFile, make_key
 from raysys.client import Client
+from raysys.clock import SystemClock
 from raysys.config import (
     DEFAULT_HOME,
     BuildSettings,
@@ -27,6 +28,7 @@ from raysys.config import (
     RateLimit,
     ServeSettings,
     WorkerSettings,
+    home_of,
     load,
     parse,
 )
@@ -189,6 +191,7 @@ def _serve_args(path: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 
 def _check_access(args: dict[str, Any], host: str) -> None:
     from raysys.serving.configs import check_closed
+    from raysys.serving.guard import open_tokens
 
     settings = parse(ServeSettings, args, "serve settings")
     check_closed(settings, host)
@@ -196,6 +199,7 @@ def _check_access(args: dict[str, Any], host: str) -> None:
         KeyFile(settings.api_keys).read()
     if settings.tls is not None:
         check_certificate(settings.tls)
+    open_tokens(settings.jwt, SystemClock(), settings.tenant)
 
 
 def catch_signals() -> Callable[[], None]:
@@ -218,7 +222,9 @@ def catch_signals() -> Callable[[], None]:
 
 @app.command()
 def config(
-    settings: Annotated[Path | None, typer.Argument(help="Serve settings (YAML); defaults without.")] = None,
+    settings: Annotated[
+        list[Path] | None, typer.Argument(help="Serve settings (YAML), one file a tenant; defaults without.")
+    ] = None,
     shards: Annotated[int | None, typer.Option(help="Number of shards; by default that of the snapshot.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     host: Annotated[str, typer.Option()] = "127.0.0.1",
@@ -228,17 +234,24 @@ def config(
     tls_key: Annotated[Path | None, typer.Option(help="Its key, likewise.")] = None,
 ) -> None:
     """Print the config file for `serve deploy`."""
-    from raysys.index.store import SnapshotStore
-    from raysys.serving.configs import serve_config
+    from raysys.serving.configs import tenants_config
 
-    args = {} if settings is None else yaml.safe_load(settings.read_text())
-    args = {**args, "open": True} if open_ else args
+    given = [yaml.safe_load(path.read_text()) for path in settings] if settings else [{}]
     tls = _tls(tls_cert, tls_key)
-    args = args if tls is None else {**args, "tls": {name: str(path) for name, path in tls.items()}}
-    store = SnapshotStore(parse(ServeSettings, args, "serve settings").index_root)
-    n_shards = shards if shards is not None else len(store.manifest(store.current_id()).shards)
-    generated = serve_config(args, n_shards, host, port, every_node)
+    more: dict[str, Any] = {"open": True} if open_ else {}
+    if tls is not None:
+        more["tls"] = {name: str(path) for name, path in tls.items()}
+    all_args = [{**args, **more} for args in given]
+    applications = [(args, _n_shards(args) if shards is None else shards) for args in all_args]
+    generated = tenants_config(applications, host, port, every_node)
     typer.echo(yaml.safe_dump(generated, sort_keys=False), nl=False)
+
+
+def _n_shards(args: dict[str, Any]) -> int:
+    from raysys.index.store import SnapshotStore
+
+    store = SnapshotStore(parse(ServeSettings, args, "serve settings").index_root)
+    return len(store.manifest(store.current_id()).shards)
 
 
 @app.command()
@@ -302,7 +315,7 @@ def _encoder_settings(name: str | None) -> EncoderSettings:
 @app.command()
 def consume(
     source: Annotated[str, typer.Option(help="The Redis that holds the stream: redis://host:port.")],
-    stream: Annotated[str, typer.Option(help="The key of the stream.")] = "raysys-events",
+    stream: Annotated[str | None, typer.Option(help="The key of the stream; raysys-events, or of the tenant.")] = None,
     state: Annotated[str | None, typer.Option(help=f"{STATE_HELP} By default that of --settings.")] = None,
     group: Annotated[str, typer.Option(help="Consumers of one group share the stream.")] = "raysys",
     consumer: Annotated[
@@ -312,25 +325,29 @@ def consume(
             "restart goes on at once with what was in hand; else that is taken over after a minute."
         ),
     ] = None,
-    dead_letters: Annotated[Path, typer.Option(help="The file for entries that hold no event.")] = Path(
-        f"{DEFAULT_HOME}/dead-letters.jsonl"
-    ),
+    dead_letters: Annotated[
+        Path | None, typer.Option(help="The file for entries that hold no event; dead-letters.jsonl in ~/.raysys.")
+    ] = None,
     settings: Annotated[Path | None, typer.Option(help="Serve settings (YAML); defaults without.")] = None,
 ) -> None:
     """Take events from a stream into the state store until Ctrl-C."""
-    from raysys.serving.consume import default_consumer, run, summary
+    from raysys.serving.consume import default_consumer, default_stream, run, summary
     from raysys.state.open import open_state, open_stream
 
     serving = ServeSettings() if settings is None else load(ServeSettings, settings)
+    tenant = serving.tenant
+    letters = Path(f"{home_of(tenant)}/dead-letters.jsonl") if dead_letters is None else dead_letters
+    stream = default_stream(tenant) if stream is None else stream
     events = open_stream(source, stream, group, default_consumer() if consumer is None else consumer)
-    store = open_state(serving.state if state is None else _location(state))
-    counts = run(events, store, dead_letters.expanduser(), serving.profile, console.print)
+    store = open_state(serving.state if state is None else _location(state, tenant))
+    counts = run(events, store, letters.expanduser(), serving.profile, console.print)
     console.print(f"stopped: {summary(counts)}")
 
 
-def _location(state: str) -> str:
-    """Where a state store is, with a path made absolute."""
-    return parse(ServeSettings, {"state": state}, "--state").state
+def _location(state: str | None, tenant: str | None) -> str:
+    """Where a state store is, with a path made absolute; by default that of the tenant."""
+    given = {} if state is None else {"state": state}
+    return parse(ServeSettings, {"tenant": tenant, **given}, "--state").state
 
 
 @app.command()
@@ -355,7 +372,7 @@ def version() -> None:
 @app.command("import-events")
 def import_events(
     source: Annotated[Path, typer.Argument(help="Build settings (YAML) whose `events` say where they are.")],
-    state: Annotated[str, typer.Option(help=STATE_HELP)] = f"{DEFAULT_HOME}/state.sqlite3",
+    state: Annotated[str | None, typer.Option(help=f"{STATE_HELP} By default a file in ~/.raysys.")] = None,
 ) -> None:
     """Put past events into the state store, so that known people are known from the first request on."""
     from raysys.profile.imports import import_into
@@ -363,7 +380,7 @@ def import_events(
     settings = load(BuildSettings, source)
     if settings.events is None:
         raise ConfigError(f"{source} has no `events`: say where they are")
-    counts = import_into(_location(state), settings.events, say=console.print)
+    counts = import_into(_location(state, settings.tenant), settings.events, say=console.print)
     console.print(
         f"events read {counts['read']:,}: accepted {counts['accepted']:,}, "
         f"known already {counts['duplicates']:,}, refused {counts['rejected']:,}"
@@ -379,12 +396,13 @@ def create_key(
         float | None, typer.Option(help="Requests, in the long run; with --burst, in place of `rate_limit`.")
     ] = None,
     burst: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose gateways it opens; those of no tenant without.")] = None,
     file: KeysFile = DEFAULT_KEYS,
 ) -> None:
     """Make a key and print it, this once: the file has its hash alone."""
     now = datetime.now(UTC)
     limit = _rate_limit(per_second, burst)
-    key, text = make_key(name, set(scope), None if days is None else now + timedelta(days=days), now, limit)
+    key, text = make_key(name, set(scope), None if days is None else now + timedelta(days=days), now, limit, tenant)
     KeyFile(file).add(key)
     typer.echo(text)
     typer.echo(f"key {key.id} ({name}) is in {KeyFile(file).path}; the line above is not shown again", err=True)
@@ -400,15 +418,18 @@ def _rate_limit(per_second: float | None, burst: int | None) -> RateLimit | None
 
 @keys.command("list")
 def list_keys(file: KeysFile = DEFAULT_KEYS) -> None:
-    """Show the keys: names, scopes, times and limits."""
-    now_s = datetime.now(UTC).timestamp()
+    """Show the keys: names, scopes, times, limits, and whose gateways they open."""
+    now_s, known = datetime.now(UTC).timestamp(), KeyFile(file).read()
     table = Table("id", "name", "scopes", "created", "expires", "limit of its own")
-    for key in KeyFile(file).read():
+    if any(key.tenant for key in known):
+        table.add_column("tenant")
+    for key in known:
         expires = "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}"
         expires += " (expired)" if key.is_expired(now_s) else ""
         created = f"{key.created_at:%Y-%m-%d %H:%M}"
         limit = "" if key.rate_limit is None else str(key.rate_limit)
-        table.add_row(key.id, key.name, " ".join(sorted(key.scopes)), created, expires, limit)
+        row = (key.id, key.name, " ".join(sorted(key.scopes)), created, expires, limit, key.tenant or "")
+        table.add_row(*row[: len(table.columns)])
     console.print(table)
 
 

@@ -22,6 +22,8 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -74,6 +76,45 @@ PASSWORD = re.compile(r"(?<=:)[^\s:@/'\"]+(?=@)")  # in a URL, as in redis://use
 UseOfStudent = Literal["auto", "always", "never"]
 
 LocalOrUrl = Annotated[str, BeforeValidator(_expand)]
+
+
+# Stands in URLs, folders, keys of Redis and names of Serve. Not what is a path of the API already.
+RESERVED = ("docs", "livez", "metrics", "readyz", "v1")
+TENANT = r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
+
+
+def check_tenant(name: str) -> str:
+    """Raises ValueError for what cannot name a tenant."""
+    if not re.fullmatch(TENANT, name) or name in RESERVED:
+        raise ValueError(
+            f"cannot name a tenant: 1 to 32 of a-z, 0-9 and '-', not '-' at an end, and none of {', '.join(RESERVED)}"
+        )
+    return name
+
+
+Tenant = Annotated[str, AfterValidator(check_tenant)]
+
+
+def home_of(tenant: str | None) -> str:
+    """The folder of what has no other place."""
+    return DEFAULT_HOME if tenant is None else f"{DEFAULT_HOME}/tenants/{tenant}"
+
+
+def namespaced(state: str, tenant: str | None) -> str:
+    """Where the state of a tenant is: in a Redis under a namespace, which stands after ``#``; a file is as it is.
+
+    Raises ValueError for a namespace that is not the tenant's.
+    """
+    if tenant is None or "://" not in state:
+        return state
+    place, _, namespace = state.partition("#")
+    if namespace not in ("", tenant):
+        raise ValueError(f"what stands after '#', a namespace, is not the tenant {tenant!r}; leave it out")
+    return f"{place}#{tenant}"
+
+
+def _home(data: dict[str, Any]) -> str:
+    return home_of(data.get("tenant"))
 
 
 class Settings(BaseModel):
@@ -310,19 +351,34 @@ class WorkerSettings(Settings):
 class BuildSettings(Settings):
     """Everything the indexing job needs.
 
+    ``tenant``: whose catalogue it is, as in ``ServeSettings``.
     ``state``: where the live changes of items are, as in ``ServeSettings``; None = none are folded in. ``student``:
     None = the encoder gets none; ``jobs/train.py`` fits one by default.
     """
 
+    tenant: Tenant | None = None
     catalog: CatalogSettings
     events: EventsSettings | None = None
     state: LocalOrUrl | None = None
     encoder: EncoderSettings = EncoderSettings()
-    index: IndexSettings = IndexSettings()
+    index: IndexSettings = Field(default=IndexSettings(), validate_default=True)
     behaviour: BehaviourSettings = BehaviourSettings()
     learning: LearningSettings = LearningSettings()
     student: StudentSettings | None = None
     workers: WorkerSettings = WorkerSettings()
+
+    @field_validator("state")
+    @classmethod
+    def _in_its_namespace(cls, state: str | None, info: ValidationInfo) -> str | None:
+        return None if state is None else namespaced(state, info.data.get("tenant"))
+
+    @field_validator("index")
+    @classmethod
+    def _in_its_folder(cls, index: IndexSettings, info: ValidationInfo) -> IndexSettings:
+        tenant = info.data.get("tenant")
+        if tenant is None or "root" in index.model_fields_set:
+            return index
+        return index.model_copy(update={"root": _expand(f"{home_of(tenant)}/index")})
 
     def with_everything(self) -> Self:
         """These settings with all models that can be fitted."""
@@ -574,6 +630,36 @@ class TracingSettings(Settings):
     share: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
+def _check_jwks(place: str) -> str:
+    is_here = place.startswith(("http://127.0.0.1:", "http://localhost:"))
+    if "://" in place and not is_here and not place.startswith("https://"):
+        raise ValueError(
+            "must be a file, or an https:// URL: whoever can change what comes over http could let in anybody"
+        )
+    return place
+
+
+# Asymmetric ones alone: with a shared secret, whoever can check a token can make one.
+JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class JwtSettings(Settings):
+    """JSON Web Tokens of an issuer, which count as keys do (``serving.tokens``; extra ``jwt``).
+
+    ``issuer``, ``audience``: what ``iss`` must be, and ``aud`` be or hold. ``keys``: the public keys of the issuer, as
+    JWKS: a file, which is read again when it changes, or an ``https://`` URL. ``scope_claim``: names the claim whose
+    words, less ``scope_prefix``, are scopes. ``tenant_claim``: the claim that must be ``tenant`` of ``ServeSettings``.
+    """
+
+    issuer: Annotated[str, Field(min_length=1)]
+    audience: Annotated[str, Field(min_length=1)]
+    keys: Annotated[LocalOrUrl, AfterValidator(_check_jwks)]
+    algorithms: Annotated[tuple[JwtAlgorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    scope_claim: Annotated[str, Field(min_length=1)] = "scope"
+    scope_prefix: str = ""
+    tenant_claim: Annotated[str, Field(min_length=1)] = "tenant"
+
+
 class RateLimit(Settings):
     """A token bucket: up to ``burst`` requests at once, and ``requests_per_s`` in the long run (``serving.bucket``)."""
 
@@ -594,6 +680,8 @@ class TlsSettings(Settings):
 class ServeSettings(Settings):
     """Everything the Serve application needs, but for the snapshot: that travels in ``user_config``.
 
+    ``tenant``: whose application it is, None = of nobody in particular. It names the application and its route prefix,
+    the folder in which files are by default, a namespace in Redis, and whose keys and tokens count.
     ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
     ``student``: where the snapshot has one, ``auto`` = it encodes queries that would wait for the encoder for more than
     15 % of ``deadline_s``, and all while the encoder is away; ``always`` = all queries; ``never`` = none.
@@ -602,14 +690,17 @@ class ServeSettings(Settings):
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
     ``tracing``: None = no spans are made.
     ``api_keys``: the file of the keys (``raysys keys create``), read again when it changes; None = no key is asked for,
-    which is refused for a host that others reach unless ``open`` says that it is meant.
-    ``rate_limit``: of each key that has none of its own, in each gateway process; None = no limit.
+    which is refused for a host that others reach unless ``open`` says that it is meant. ``jwt``: tokens that count as
+    well, or instead; None = none do.
+    ``rate_limit``: of each key that has none of its own, and of each subject of tokens, in each gateway process; None =
+    no limit.
     ``tls``: None = plain HTTP. ``snapshot_public_keys``: files of the public keys whose snapshots are served, and no
     others (``index.signing``); none = all are.
     """
 
-    index_root: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/index", validate_default=True)
-    state: LocalOrUrl = Field(default=f"{DEFAULT_HOME}/state.sqlite3", validate_default=True)
+    tenant: Tenant | None = None
+    index_root: LocalOrUrl = Field(default_factory=lambda data: f"{_home(data)}/index", validate_default=True)
+    state: LocalOrUrl = Field(default_factory=lambda data: f"{_home(data)}/state.sqlite3", validate_default=True)
     topology: Literal["tiered", "fused"] = "tiered"
     encoder: EncoderSettings | None = None
     profile: ProfileSettings = ProfileSettings()
@@ -623,19 +714,38 @@ class ServeSettings(Settings):
     encoder_tier: EncoderTierSettings = EncoderTierSettings()
     shard_tier: TierSettings = TierSettings()
     ranker_tier: TierSettings = TierSettings()
-    impressions: ImpressionSettings = ImpressionSettings()
+    impressions: ImpressionSettings = Field(default=ImpressionSettings(), validate_default=True)
     experiments: Annotated[tuple[ExperimentSettings, ...], AfterValidator(_check_experiments)] = ()
     probe_every_s: Annotated[float, Field(gt=0)] | None = None
     tracing: TracingSettings | None = None
     api_keys: Annotated[LocalOrUrl, AfterValidator(_check_file)] | None = None
+    jwt: JwtSettings | None = None
     open: bool = False
     rate_limit: RateLimit | None = None
     tls: TlsSettings | None = None
     snapshot_public_keys: tuple[Annotated[LocalOrUrl, AfterValidator(_check_file)], ...] = ()
 
+    @field_validator("state")
+    @classmethod
+    def _in_its_namespace(cls, state: str, info: ValidationInfo) -> str:
+        return namespaced(state, info.data.get("tenant"))
+
+    @field_validator("impressions")
+    @classmethod
+    def _in_its_folder(cls, impressions: ImpressionSettings, info: ValidationInfo) -> ImpressionSettings:
+        tenant = info.data.get("tenant")
+        if tenant is None or "folder" in impressions.model_fields_set:
+            return impressions
+        return impressions.model_copy(update={"folder": _expand(f"{home_of(tenant)}/impressions")})
+
+    @property
+    def asks_who(self) -> bool:
+        """Whether callers must show a key or a token."""
+        return self.api_keys is not None or self.jwt is not None
+
     @model_validator(mode="after")
     def _limits_need_keys(self) -> Self:
-        if self.rate_limit is not None and self.api_keys is None:
+        if self.rate_limit is not None and not self.asks_who:
             raise ValueError("rate_limit is that of each key: name the file of the keys in api_keys as well")
         return self
 
@@ -675,4 +785,6 @@ def _explain(error: ErrorDetails) -> str:
         known = {name for kind in _kinds(Settings) for name in kind.model_fields}
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         return "there is no such setting" + (f"; did you mean {close[0]!r}?" if close else "")
+    if error["loc"][-1:] == ("state",):  # a URL may hold a password
+        return error["msg"]
     return f"{error['msg']} (given: {PASSWORD.sub('***', repr(error['input']))})"

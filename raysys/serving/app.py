@@ -93,9 +93,13 @@ def _tiered(settings: ServeSettings, manifest: Manifest) -> Application:
     return _deploy(Gateway, "gateway", settings.gateway, user_config=FOLLOW, backpressure_config=BACKPRESSURE).bind(
         settings,
         encoder.bind(
-            settings.encoder, settings.encoder_tier.threads, settings.index_root, settings.snapshot_public_keys
+            settings.encoder,
+            settings.encoder_tier.threads,
+            settings.index_root,
+            settings.snapshot_public_keys,
+            settings.tenant,
         ),
-        ranker.bind(settings.ranking, settings.index_root),
+        ranker.bind(settings.ranking, settings.index_root, settings.tenant),
         *(shard.bind(number, n_shards, settings) for number, shard in enumerate(shards)),
     )
 

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel
 from starlette.types import Scope as Connection
 
-from raysys.access import Key
+from raysys.access import Caller, Key
 
 ACTS = ("verify", "activate", "rollback", "canary", "promote", "withdraw", "gc")
 SNAPSHOTS = frozenset(f"/v1/admin/snapshots:{act}" for act in ACTS)
@@ -34,15 +34,16 @@ def open_log() -> None:
         log.addHandler(handler)
 
 
-def record(request: Connection, status: int) -> None:
-    """One line for a request to a route of ``AUDITED``, also for one that was refused.
+def record(request: Connection, status: int, tenant: str | None = None) -> None:
+    """One line for a request to a route of ``AUDITED``, also for one that was refused. tenant: whose gateway it is.
 
     Of snapshots also what was asked; not of people, as an erased person would live on here.
     """
-    key: Key | None = request.get("raysys.key")
+    key: Caller | None = request.get("raysys.key")
     asked: BaseModel | None = request.get("raysys.asked") if request["path"] in SNAPSHOTS else None
     _write(
         logging.INFO,
+        tenant,
         act=request["path"],
         status=status,
         key=None if key is None else key.name,
@@ -52,19 +53,21 @@ def record(request: Connection, status: int) -> None:
     )
 
 
-def record_keys(keys: Sequence[Key]) -> None:
+def record_keys(keys: Sequence[Key], tenant: str | None = None) -> None:
     """One line for keys that are in use from now on."""
     _write(
         logging.INFO,
+        tenant,
         act="keys",
         in_use=[{"key": key.name, "key_id": key.id, "scopes": sorted(key.scopes)} for key in keys],
     )
 
 
-def record_refusal(why: str) -> None:
+def record_refusal(why: str, tenant: str | None = None) -> None:
     """One line for a newer file of keys that cannot be used: those in use stay."""
-    _write(logging.ERROR, act="keys", refused=why)
+    _write(logging.ERROR, tenant, act="keys", refused=why)
 
 
-def _write(level: int, **what: object) -> None:
-    log.log(level, orjson.dumps({"audit": datetime.now(UTC), **what}).decode())
+def _write(level: int, tenant: str | None, **what: object) -> None:
+    whose = {} if tenant is None else {"tenant": tenant}
+    log.log(level, orjson.dumps({"audit": datetime.now(UTC), **whose, **what}).decode())

@@ -24,6 +24,11 @@ def default_consumer() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
+def default_stream(tenant: str | None) -> str:
+    """The key of the stream whose events are for this tenant."""
+    return "raysys-events" if tenant is None else f"raysys@{tenant}:stream"
+
+
 def run(
     source: EventSource, state: StateStore, letters: Path, profile: ProfileSettings, say: Callable[[str], None]
 ) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,14 +16,15 @@ FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
 
 
 def deploy(dashboard_url: str, token: str, config: dict[str, Any], timeout_s: float = 180.0) -> None:
-    """Hand the config to the head and wait until the application runs. Raises Unavailable that says what failed."""
+    """Hand the config to the head and wait until its applications run. Raises Unavailable that says what failed."""
     check_keys(config)
     with _client(dashboard_url, token) as client:
         answer = _put(client, config)
         if answer.is_error:
             said = answer.text[-MOST_CHARS:]
             raise Unavailable(f"Serve did not take the application ({answer.status_code}): {said}")
-        _wait(lambda: _state(client), timeout_s)
+        for application in config["applications"]:
+            _wait(partial(_state, client, application["name"]), timeout_s)
 
 
 def _put(client: httpx.Client, config: dict[str, Any]) -> httpx.Response:
@@ -52,9 +54,9 @@ def _client(dashboard_url: str, token: str) -> httpx.Client:
     return httpx.Client(base_url=dashboard_url, headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
 
-def _state(client: httpx.Client) -> dict[str, Any]:
+def _state(client: httpx.Client, name: str = APPLICATION) -> dict[str, Any]:
     applications = client.get("/api/serve/applications/").raise_for_status().json()["applications"]
-    state: dict[str, Any] = applications.get(APPLICATION, {"status": "NOT_STARTED", "message": ""})
+    state: dict[str, Any] = applications.get(name, {"status": "NOT_STARTED", "message": ""})
     return state
 
 

@@ -42,9 +42,14 @@ class Encoder:
     is loaded before it is needed."""
 
     def __init__(
-        self, settings: EncoderSettings | None, threads: int, index_root: str, public_keys: Sequence[str]
+        self,
+        settings: EncoderSettings | None,
+        threads: int,
+        index_root: str,
+        public_keys: Sequence[str],
+        tenant: str | None = None,
     ) -> None:
-        open_log()
+        open_log(tenant)
         store = SnapshotStore(index_root, public_keys)
         self._encoders = Encoders(store, settings, threads)
         self._one_at_a_time = asyncio.Lock()
@@ -79,7 +84,7 @@ class ShardReplica:
     """One shard of the catalogue. ``user_config`` names the snapshot, so that a new one never restarts a replica."""
 
     def __init__(self, number: int, n_shards: int, settings: ServeSettings) -> None:
-        open_log()
+        open_log(settings.tenant)
         store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         thread = recall_thread(settings.shard_tier.threads)
         self._host = ShardHost(number, n_shards, store, thread, open_state(settings.state), settings.profile)
@@ -104,8 +109,8 @@ class ShardReplica:
 class Ranker:
     """Source scores to final scores, by what the snapshot has learned. Of snapshots it holds the last few in use."""
 
-    def __init__(self, settings: RankingSettings, index_root: str) -> None:
-        open_log()
+    def __init__(self, settings: RankingSettings, index_root: str, tenant: str | None = None) -> None:
+        open_log(tenant)
         store = SnapshotStore(index_root)
         self._of = lru_cache(MOST_RANKINGS)(lambda snapshot_id: open_ranker(settings, store.folder(snapshot_id)))
 
@@ -126,7 +131,7 @@ class Gateway:
         ranker: DeploymentHandle,
         *shards: DeploymentHandle,
     ) -> None:
-        open_log()
+        open_log(settings.tenant)
         self._settings, self._store = settings, SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         self._encoder_handle = encoder
         self._encoder = RemoteEncoder(encoder, settings.encoder_tier, settings.deadline_s)

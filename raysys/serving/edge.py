@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysys.access import Caller, Key
 from raysys.errors import Forbidden, Overloaded, RateLimited, RaysysError, Unauthenticated
 from raysys.pressure import LEFT_OUT
 from raysys.serving.admission import Admission
@@ -30,6 +31,7 @@ from raysys.serving.problems import (
     on_raysys_error,
 )
 from raysys.serving.sides import SideMetrics
+from raysys.serving.tenant import LabelledRegistry
 
 MAX_BODY_BYTES = 4 << 20
 BODY_S = 10.0  # for all of a body
@@ -49,8 +51,9 @@ QUEUE = "queue"
 class Metrics:
     """What one gateway replica counts. Each replica exports its own."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, tenant: str | None = None) -> None:
+        """tenant: stands as a label on all of them."""
+        self.registry = CollectorRegistry() if tenant is None else LabelledRegistry(tenant)
         self.requests = Counter(
             "raysys_requests", "HTTP requests by route and status", ["route", "status"], registry=self.registry
         )
@@ -162,7 +165,7 @@ class Edge:
         finally:
             self._count(scope, status, time.perf_counter() - start, cause)
             if scope["path"] in AUDITED:
-                record(scope, status)
+                record(scope, status, self._guard.tenant)
             CURRENT_ID.reset(named)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> str | None:
@@ -176,11 +179,11 @@ class Edge:
             level = self._admission.enter() if is_admitted else 0
         except RaysysError as error:
             if isinstance(error, RateLimited):
-                self._metrics.rate_limited.labels(scope["raysys.key"].name).inc()
+                self._metrics.rate_limited.labels(_label(scope["raysys.key"])).inc()
             if isinstance(error, Overloaded | RateLimited):
                 await asyncio.sleep(self._admission.hold_s())
             await on_raysys_error(Request(scope), error)(scope, receive, send)
-            return CAUSES[type(error)]
+            return CAUSES.get(type(error))
         except (HTTPException, BodyTooLarge, ClientDisconnect) as error:
             await _refusal(scope, error)(scope, receive, send)
             return None
@@ -221,6 +224,11 @@ class Edge:
         if b"traceparent" in headers:
             echoed.append((b"traceparent", headers[b"traceparent"]))
         return echoed
+
+
+def _label(caller: Caller) -> str:
+    """Of tokens all the same: their subjects are many, and may be people."""
+    return caller.name if isinstance(caller, Key) else caller.id
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -28,7 +28,7 @@ from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
 from raysys.serving.experiments import Assignment
 from raysys.serving.gauges import Gauges
-from raysys.serving.guard import Guard
+from raysys.serving.guard import Guard, open_tokens
 from raysys.serving.impressions import ImpressionLog
 from raysys.serving.items import Items
 from raysys.serving.logs import open_log
@@ -36,6 +36,7 @@ from raysys.serving.people import People
 from raysys.serving.probe import Probe
 from raysys.serving.service import Service
 from raysys.serving.snapshots import Snapshots
+from raysys.serving.tenant import under
 from raysys.state.open import open_state
 
 if TYPE_CHECKING:  # OpenTelemetry is an option
@@ -51,12 +52,13 @@ class Front:
 
     def __init__(self, settings: ServeSettings, clock: Clock | None = None) -> None:
         """Raises ConfigError where the settings ask for what is not installed."""
-        self._settings, self._metrics = settings, Metrics()
+        self._settings, self._metrics = settings, Metrics(settings.tenant)
         self._clock = SystemClock() if clock is None else clock
         self._tracing = _open_tracing(settings.tracing, self._clock)
-        open_log()
+        open_log(settings.tenant)
         audit.open_log()
-        self._guard = Guard(settings.api_keys, self._clock, settings.rate_limit)
+        tokens = open_tokens(settings.jwt, self._clock, settings.tenant)
+        self._guard = Guard(settings.api_keys, self._clock, settings.rate_limit, tokens, settings.tenant)
         self.state = open_state(settings.state)
         self.in_use = InUse()
         self.admission = Admission(
@@ -91,7 +93,8 @@ class Front:
             self.admission,
             self._guard,
         )
-        return self._closing_last(create_app(routes, health, self._tracing))
+        app = self._closing_last(create_app(routes, health, self._tracing))
+        return app if settings.tenant is None else under(f"/{settings.tenant}", app)
 
     async def take(
         self,

@@ -19,7 +19,11 @@ CURRENT_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # o
 
 
 class JsonLines(logging.Formatter):
-    """``time``, ``level``, ``logger``, ``message``; ``request_id`` and ``traceback`` where there is one."""
+    """``time``, ``level``, ``logger``, ``message``; ``tenant``, ``request_id``, ``traceback`` where there is one."""
+
+    def __init__(self, tenant: str | None = None) -> None:
+        super().__init__()
+        self._tenant = tenant
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -28,6 +32,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage().encode(errors="backslashreplace").decode(),  # as of a path that is no UTF-8
         }
+        if self._tenant is not None:
+            line["tenant"] = self._tenant
         request_id = CURRENT_ID.get()
         if request_id is not None:
             line["request_id"] = request_id
@@ -36,9 +42,10 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
-def open_log() -> None:
+def open_log(tenant: str | None = None) -> None:
     """Let the lines of ``raysys.*`` be seen: on the stderr of the process, unless that logger has a handler already.
 
+    tenant: whose process this is; a replica is of one tenant.
     Not on ``sys.stderr``, for the reason in ``audit.open_log``; the lines of the audit log have their own form.
     """
     log = logging.getLogger("raysys")
@@ -46,7 +53,7 @@ def open_log() -> None:
         log.setLevel(logging.INFO)
     if not log.handlers:
         handler = logging.StreamHandler(sys.__stderr__)
-        handler.setFormatter(JsonLines())
+        handler.setFormatter(JsonLines(tenant))
         handler.addFilter(lambda record: record.name != audit.log.name)
         log.addHandler(handler)
 

@@ -51,7 +51,8 @@ class LocalService:
         set_front(self.head.folder, host, port, tls)
         deploy(self.head.dashboard_url, self.token, config)
         self.port = port
-        return f"{'http' if tls is None else 'https'}://{reached}:{port}"
+        prefix = config["applications"][0]["route_prefix"].rstrip("/")
+        return f"{'http' if tls is None else 'https'}://{reached}:{port}{prefix}"
 
     def submit(self, settings: Path, project: Path = PROJECT, job: str = "jobs/build_index.py") -> Iterator[str]:
         """`ray job submit` of the indexing job, or another one, with this settings file; yields the lines it prints.

@@ -14,6 +14,8 @@ _REDIS_URLS = "redis://, rediss:// or unix://"
 def open_state(location: str) -> StateStore:
     """A SQLite file for a path, Redis for a ``redis://``, ``rediss://`` or ``unix://`` URL.
 
+    What stands after ``#`` in a URL is the namespace of a tenant, in which all keys are.
+
     Raises ConfigError for anything else, for a URL or a file that cannot be used, and without the ``redis`` package.
     Opening a file blocks; Redis is connected to by the first call.
     """
@@ -27,7 +29,8 @@ def open_state(location: str) -> StateStore:
     _require_redis()
     from raysys.state.redis import RedisState
 
-    return RedisState(location)
+    url, _, namespace = location.partition("#")
+    return RedisState(url, namespace=namespace or None)
 
 
 def open_stream(location: str, stream: str, group: str, consumer: str) -> EventSource:

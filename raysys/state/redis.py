@@ -103,9 +103,15 @@ class RedisState:
     writes (``appendonly no``, eviction), is a Redis Cluster, or refuses the password. ``timeout_s`` bounds each call.
     """
 
-    def __init__(self, url: str, timeout_s: float = 1.0, clock: Clock | None = None) -> None:
-        """Raises ConfigError for a URL that cannot be read."""
+    def __init__(
+        self, url: str, timeout_s: float = 1.0, clock: Clock | None = None, namespace: str | None = None
+    ) -> None:
+        """namespace: of a tenant; whatever is in another one is not seen and not touched.
+
+        Raises ConfigError for a URL that cannot be read, and a namespace that names no tenant.
+        """
         self._client, self._place = open_client(url)
+        self._prefix = redis_scripts.prefix(namespace)
         self._scripts = {script: self._client.register_script(script) for script in redis_scripts.ALL}
         self._timeout_s = timeout_s
         self._clock = SystemClock() if clock is None else clock
@@ -169,7 +175,7 @@ class RedisState:
     async def erased(self) -> dict[str, float]:
         """See ``StateStore.erased``."""
         async with self._answering():
-            times: Any = await self._client.hgetall(redis_scripts.ERASED_KEY)
+            times: Any = await self._client.hgetall(self._prefix + redis_scripts.ERASED)
         return {user.decode(): float(at_s) for user, at_s in times.items()}
 
     async def expire(self, now_s: float, limit: int = 10_000) -> int:
@@ -204,14 +210,15 @@ class RedisState:
     async def identity(self) -> str:
         """See ``StateStore.identity``."""
         async with self._answering():
-            await self._client.set(redis_scripts.IDENTITY_KEY, uuid.uuid4().hex, nx=True)
-            identity: Any = await self._client.get(redis_scripts.IDENTITY_KEY)
+            key = self._prefix + redis_scripts.IDENTITY
+            await self._client.set(key, uuid.uuid4().hex, nx=True)
+            identity: Any = await self._client.get(key)
             return str(identity, "ascii")
 
     async def last_sequence(self) -> int:
         """See ``StateStore.last_sequence``."""
         async with self._answering():
-            return int(await self._client.get(redis_scripts.SEQUENCE_KEY) or 0)
+            return int(await self._client.get(self._prefix + redis_scripts.SEQUENCE) or 0)
 
     async def put_vectors(self, vectors: Mapping[bytes, Vectors], item_ids: Sequence[str] = ()) -> None:
         """See ``StateStore.put_vectors``. Raises InvalidInput for what is not [dim] float32."""
@@ -222,7 +229,7 @@ class RedisState:
     async def vectors(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
         """See ``StateStore.vectors``. The arrays are read-only."""
         async with self._answering():
-            found: Any = await self._client.hmget(redis_scripts.VECTORS_KEY, keys) if keys else []
+            found: Any = await self._client.hmget(self._prefix + redis_scripts.VECTORS, keys) if keys else []
         return {key: records.vector_from_bytes(data) for key, data in zip(keys, found, strict=True) if data is not None}
 
     async def size(self) -> dict[str, Any]:
@@ -245,7 +252,7 @@ class RedisState:
     async def _run(self, script: str, args: Iterable[str | bytes]) -> Any:
         """What a script returns. One round trip, but for the first run after a start of Redis, which loads it."""
         async with self._answering():
-            return await self._scripts[script](args=args)
+            return await self._scripts[script](keys=[self._prefix], args=args)
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:

@@ -3,7 +3,8 @@
 A script that fails is not undone, so the first write of each is one that Redis refuses when it is full or read-only
 (``INCR``, ``HSET``): what lets that one pass lets the rest pass too.
 
-Keys, all of them after ``raysys:``
+Keys, all of them after ``raysys:``, those of a tenant after ``raysys@TENANT:``. That prefix is given to each script as
+its only key, so a user of Redis who may touch no more than ``~raysys@TENANT:*`` runs them all.
 
     sequence          the highest sequence given
     identity          names the data
@@ -22,12 +23,24 @@ Keys, all of them after ``raysys:``
     sessions:<user>   set    the sessions linked to this user
 """
 
-SEQUENCE_KEY, IDENTITY_KEY = "raysys:sequence", "raysys:identity"
-ERASED_KEY, VECTORS_KEY = "raysys:erased", "raysys:vectors"
+from raysys.config import check_tenant
+from raysys.errors import ConfigError
+
+SEQUENCE, IDENTITY, ERASED, VECTORS = "sequence", "identity", "erased", "vectors"
+
+
+def prefix(tenant: str | None) -> str:
+    """What all keys of a tenant begin with, and no keys of anybody else. Raises ConfigError for what names none."""
+    try:
+        return "raysys:" if tenant is None else f"raysys@{check_tenant(tenant)}:"
+    except ValueError as error:
+        # Not shown: what stands there may be a part of a password in which '#' is not written as %23.
+        raise ConfigError(f"what stands after '#' of the Redis URL {error}") from None
+
 
 _KEYS = """
 local call = redis.call
-local P = 'raysys:'
+local P = KEYS[1]
 local SEQUENCE, VERSIONS, PEOPLE, LINKS = P .. 'sequence', P .. 'versions', P .. 'people', P .. 'links'
 local ERASED, OWNERS, LOG, EXPIRY = P .. 'erased', P .. 'owners', P .. 'log', P .. 'expiry'
 local ITEMS, CHANGES, VECTORS = P .. 'items', P .. 'changes', P .. 'vectors'

@@ -132,6 +132,17 @@ def test_what_settings_say_of_a_profile_counts(redis, consumer, tmp_path):
     assert b"in_future" in running.letters.read_bytes()
 
 
+def test_events_of_a_tenant_come_from_its_stream_into_its_namespace(redis, consumer, server, tmp_path):
+    (tmp_path / "serve.yaml").write_text("tenant: shop")
+    running = consumer(server.url, "--settings", str(tmp_path / "serve.yaml")).start()
+    send(redis, event(1))
+    redis.xadd("raysys@shop:stream", {"event": orjson.dumps(event(2))})
+    until("the event is in", lambda: n_events(f"{server.url}#shop"))
+    assert running.end(signal.SIGTERM) == 0
+    each_once(f"{server.url}#shop", [2])
+    assert events_in(server.url) == events_in(f"{server.url}#till") == []
+
+
 def test_it_says_how_far_it_is(redis, consumer, tmp_path):
     running = consumer(str(tmp_path / "state.sqlite3")).start()
     send(redis, event(1))

@@ -107,6 +107,13 @@ def test_open_telemetry_is_an_option() -> None:
     assert users("raysys.serving.spans") == ["raysys/serving/front.py"]
 
 
+def test_pyjwt_is_an_option() -> None:
+    users = {path.relative_to(ROOT).as_posix() for path in FILES if any(n.startswith("jwt") for n in imported(path))}
+    assert users == {"raysys/serving/jwks.py", "raysys/serving/tokens.py"}
+    takers = {path.name for path in FILES if imported(path) & {"raysys.serving.jwks", "raysys.serving.tokens"}}
+    assert takers == {"tokens.py", "guard.py"}
+
+
 def test_nothing_unpickles() -> None:
     for path in FILES:
         assert not imported(path) & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}, path
