@@ -419,6 +419,46 @@ def test_killed_at_any_step_of_a_rollback_it_is_the_old_or_the_new(fresh) -> Non
     assert seen == {(C, B), (B, A)}
 
 
+def test_killed_at_any_step_of_a_promotion_it_is_the_old_or_the_new_and_no_canary_comes_back(fresh) -> None:
+    seen = set()
+
+    def prepare() -> SnapshotStore:
+        store = fresh()
+        store.set_canary(A, 0.5, C)
+        return store
+
+    def check(store: SnapshotStore) -> None:
+        canary = store.canary()
+        seen.add((store.current_id(), None if canary is None else canary.snapshot_id))
+        if canary is None:
+            assert store.rollback() == (A, C)
+            assert store.canary() is None
+
+    assert killed_everywhere(prepare, lambda store: store.promote(), check) > 5
+    assert seen == {(C, A), (A, None)}
+
+
+def test_killed_at_any_step_of_the_start_or_end_of_a_canary_it_is_there_whole_or_not_at_all(fresh) -> None:
+    seen = set()
+
+    def prepare() -> SnapshotStore:
+        store = fresh()
+        store.set_canary(A, 0.5, C)
+        return store
+
+    def check(store: SnapshotStore) -> None:
+        canary = store.canary()
+        seen.add(None if canary is None else canary.share)
+        assert store.current_id() == C
+        collect(store, keep=None)  # what was half written goes
+        assert not list(store.root.glob(".CANARY.*"))
+
+    assert killed_everywhere(fresh, lambda store: store.set_canary(A, 0.5, C), check) > 3
+    assert killed_everywhere(prepare, lambda store: store.set_canary(A, 0.9, C), check) > 3
+    assert killed_everywhere(prepare, lambda store: store.withdraw(), check) > 1
+    assert seen == {None, 0.5, 0.9}
+
+
 def test_killed_at_any_step_of_a_refusal_nothing_is_published_and_it_is_said_whole_or_not_at_all(fresh) -> None:
     seen = set()
 
