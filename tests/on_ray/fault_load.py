@@ -20,7 +20,8 @@ MARK = "zweitens"  # in each title of the second catalogue, and in none of the f
 class Sample:
     """One request. asked_s, took_s: monotonic and seconds. status: 0 = no answer.
 
-    missing: the parts that the answer lacks. is_mixed: it has items of another snapshot than it says.
+    missing: the parts that the answer lacks. is_mixed: it has items of another snapshot than it says. detail: of an
+    error, what it says.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Sample:
     missing: tuple[str, ...] = ()
     snapshot_id: str | None = None
     is_mixed: bool = False
+    detail: str = ""
 
     @property
     def end_s(self) -> float:
@@ -83,13 +85,17 @@ class SteadyLoad:
         path, body = self._request(kind, number)
         try:
             answer = await http.post(path, json=body)
-        except httpx.TransportError:
-            self._samples.append(Sample(kind, start_s, time.monotonic() - start_s, 0))
+        except httpx.TransportError as error:
+            self._samples.append(Sample(kind, start_s, time.monotonic() - start_s, 0, detail=repr(error)))
             return
-        content = answer.json() if answer.status_code == 200 else {}
+        took_s = time.monotonic() - start_s
+        if answer.status_code != 200:
+            self._samples.append(Sample(kind, start_s, took_s, answer.status_code, detail=answer.text))
+            return
+        content = answer.json()
         said = () if kind == "event" else self._said(content)
-        self._samples.append(Sample(kind, start_s, time.monotonic() - start_s, answer.status_code, *said))
-        if kind == "event" and content.get("accepted", 0) + content.get("duplicates", 0) == 1:
+        self._samples.append(Sample(kind, start_s, took_s, answer.status_code, *said))
+        if kind == "event" and content["accepted"] + content["duplicates"] == 1:
             self.acknowledged[body["events"][0]["event_id"]] = body["events"][0]["user_id"]
 
     def _request(self, kind: str, number: int) -> tuple[str, dict[str, Any]]:
@@ -100,19 +106,19 @@ class SteadyLoad:
         return "/v1/recommendations", {"user_id": f"u{number % 20}", "limit": 10}
 
     def _said(self, content: dict[str, Any]) -> Iterator[Any]:
-        if content:
-            marks = {MARK in item["metadata"]["title"] for item in content["items"]}
-            yield from (content["coverage"], tuple(content["degraded"]), content["snapshot_id"])
-            yield bool(marks) and marks != {content["snapshot_id"] in self.marked}
+        marks = {MARK in item["metadata"]["title"] for item in content["items"]}
+        yield from (content["coverage"], tuple(content["degraded"]), content["snapshot_id"])
+        yield bool(marks) and marks != {content["snapshot_id"] in self.marked}
 
 
 @dataclass(frozen=True)
 class Row:
     """What a fault did. while_s: it lasted from the fault until all was replaced and answers lacked nothing.
 
+    partial: answers that lack a part, be it the encoder; n_incomplete: those that lack a shard.
     recovery_s: from the fault to the end of the last request that lacked something. replaced_s: from the fault until
     Serve had the new replicas, None = nothing was to be replaced. lists: and searches. later: errors in the seconds
-    after. latest_s: the longest that anybody waited.
+    after. latest_s: the longest that anybody waited. details: what the first errors said.
     """
 
     fault: str
@@ -120,6 +126,7 @@ class Row:
     errors: int
     statuses: dict[int, int]
     partial: int
+    n_incomplete: int
     lowest_coverage: float
     while_s: float
     recovery_s: float
@@ -127,6 +134,7 @@ class Row:
     later: int
     latest_s: float
     mixed: int
+    details: tuple[str, ...]
 
     @property
     def share(self) -> float:
@@ -152,11 +160,13 @@ def row(fault: str, samples: Sequence[Sample], start_s: float, end_s: float, rep
         len(failed),
         {status: failed.count(status) for status in sorted(set(failed))},
         len(partial),
+        sum(sample.coverage < 1 for sample in during),
         min((sample.coverage for sample in during), default=1.0),
         end_s - start_s,
         max((sample.end_s - start_s for sample in samples if not sample.is_whole), default=0.0),
         replaced_s,
-        sum(not sample.is_whole for sample in samples if sample.end_s > end_s),
+        sum(sample.is_error for sample in samples if sample.end_s > end_s),
         max((sample.took_s for sample in samples), default=0.0),
         sum(sample.is_mixed for sample in samples),
+        tuple(sample.detail for sample in samples if sample.is_error)[:3],
     )

@@ -1,8 +1,10 @@
 """An application under steady load, to which faults happen: processes that are killed or stopped where they are."""
 
+import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from fault_load import MARK, RATE_PER_S, Row, SteadyLoad, row
 from raysys.serving.deploy import replica_pids
 from raysys.serving.local_head import descendants
 from raysys.serving.session import LocalService
+from raysys.state.open import open_state
 from raysys.training.local import build_here
 
 CALM_S = 1.0  # whole answers for so long say that it is over
@@ -38,11 +41,48 @@ def two_snapshots(folder: Path) -> tuple[str, str]:
     return first, build_here(settings_of(raw)).snapshot_id
 
 
-class Faulty:
-    """One served application under load."""
+class Watched:
+    """One served application under load, which is watched while something happens to it."""
 
-    def __init__(self, service: LocalService, url: str, load: SteadyLoad) -> None:
-        self._service, self.url, self.load = service, url, load
+    def __init__(self, load: SteadyLoad) -> None:
+        self.load = load
+
+    def answers_from(self, snapshot_id: str) -> bool:
+        """Whether all lists of the last second are from this snapshot."""
+        lately = [sample for sample in self.load.since(time.monotonic() - CALM_S) if sample.kind != "event"]
+        return bool(lately) and {sample.snapshot_id for sample in lately} == {snapshot_id}
+
+    def suffer(
+        self, fault: str, happen: Callable[[], object], is_over: Callable[[], bool] | None, bound_s: float = BOUND_S
+    ) -> Row:
+        """Have it happen, wait until it is over and answers are whole, and see how it was."""
+        start_s = time.monotonic()
+        happen()
+        over_s = None
+        if is_over is not None:
+            poll(f"{fault}: all is replaced", is_over, bound_s)
+            over_s = time.monotonic() - start_s
+        poll(f"{fault}: whole answers", lambda: self.is_calm(start_s), bound_s)
+        end_s = time.monotonic()
+        poll("some more answers", lambda: time.monotonic() > end_s + AFTER_S)
+        found = row(fault, self.load.since(start_s), start_s, end_s, over_s)
+        print(found)
+        return found
+
+    def is_calm(self, start_s: float) -> bool:
+        """Whether answers came as they should for the last second, and nobody waits for one."""
+        now_s = time.monotonic()
+        lately = self.load.since(now_s - CALM_S)
+        is_new = now_s - start_s > 2 * CALM_S
+        return is_new and len(lately) > RATE_PER_S * CALM_S / 2 and all(sample.is_whole for sample in lately)
+
+
+class Faulty(Watched):
+    """One on a head of this machine, whose processes are killed or stopped."""
+
+    def __init__(self, service: LocalService, load: SteadyLoad) -> None:
+        super().__init__(load)
+        self._service = service
 
     def pids(self, *names: str) -> set[int]:
         """Of the running replicas of these deployments, or of all; none where nobody can say."""
@@ -73,6 +113,15 @@ class Faulty:
         replaced = self.replacement(pids, names) if names else None
         return self.suffer(fault, lambda: send(signal.SIGKILL, pids), replaced)
 
+    def stop_for(self, fault: str, pids: set[int], seconds: float) -> Row:
+        """SIGSTOP, and SIGCONT after so long."""
+        end_s = time.monotonic() + seconds
+
+        def go_on() -> bool:
+            return time.monotonic() > end_s and send(signal.SIGCONT, pids)
+
+        return self.suffer(fault, lambda: send(signal.SIGSTOP, pids), go_on)
+
     def swap(
         self, fault: str, publish: Callable[[], object], victims: set[int], snapshot_id: str, names: Sequence[str]
     ) -> Row:
@@ -95,43 +144,24 @@ class Faulty:
 
         return replaced
 
-    def answers_from(self, snapshot_id: str) -> bool:
-        """Whether all lists of the last second are from this snapshot."""
-        lately = [sample for sample in self.load.since(time.monotonic() - CALM_S) if sample.kind != "event"]
-        return bool(lately) and {sample.snapshot_id for sample in lately} == {snapshot_id}
 
-    def stop_for(self, fault: str, pids: set[int], seconds: float) -> Row:
-        """SIGSTOP, and SIGCONT after so long."""
-        end_s = time.monotonic() + seconds
+def see_nothing_lost(state: str, acknowledged: dict[str, str]) -> None:
+    """Every event that was acknowledged is in the store, and once."""
+    stored = asyncio.run(event_ids(state))
+    assert acknowledged
+    assert acknowledged.keys() <= stored.keys()
+    assert set(stored.values()) == {1}
 
-        def go_on() -> bool:
-            return time.monotonic() > end_s and send(signal.SIGCONT, pids)
 
-        return self.suffer(fault, lambda: send(signal.SIGSTOP, pids), go_on)
-
-    def suffer(
-        self, fault: str, happen: Callable[[], object], is_over: Callable[[], bool] | None, bound_s: float = BOUND_S
-    ) -> Row:
-        """Have it happen, wait until it is over and answers are whole, and see how it was."""
-        start_s = time.monotonic()
-        happen()
-        over_s = None
-        if is_over is not None:
-            poll(f"{fault}: all is replaced", is_over, bound_s)
-            over_s = time.monotonic() - start_s
-        poll(f"{fault}: whole answers", lambda: self.is_calm(start_s), bound_s)
-        end_s = time.monotonic()
-        poll("some more answers", lambda: time.monotonic() > end_s + AFTER_S)
-        found = row(fault, self.load.since(start_s), start_s, end_s, over_s)
-        print(found)
-        return found
-
-    def is_calm(self, start_s: float) -> bool:
-        """Whether answers came as they should for the last second, and nobody waits for one."""
-        now_s = time.monotonic()
-        lately = self.load.since(now_s - CALM_S)
-        is_new = now_s - start_s > 2 * CALM_S
-        return is_new and len(lately) > RATE_PER_S * CALM_S / 2 and all(sample.is_whole for sample in lately)
+async def event_ids(location: str) -> Counter[str]:
+    state, after, found = open_state(location), 0, Counter[str]()
+    try:
+        while page := await state.events_after(after, 1_000):
+            found.update(event.event_id for _, event in page)
+            after = page[-1][0]
+    finally:
+        await state.close()
+    return found
 
 
 def send(number: signal.Signals, pids: set[int]) -> bool:
@@ -149,14 +179,13 @@ def command_of(pid: int) -> str:
 
 
 @contextmanager
-def under_load(service: LocalService, url: str, name: str, marked: str) -> Iterator[Faulty]:
+def under_load(url: str, name: str, marked: str) -> Iterator[Watched]:
     """Load on what is served there, which has begun and is answered whole."""
     load = SteadyLoad(url, name)
     try:
         load.marked.add(marked)
-        faulty = Faulty(service, url, load)
-        start_s = time.monotonic()
-        poll("whole answers before anything happens", lambda: faulty.is_calm(start_s))
-        yield faulty
+        watched, start_s = Watched(load), time.monotonic()
+        poll("whole answers before anything happens", lambda: watched.is_calm(start_s))
+        yield watched
     finally:
         load.stop()
