@@ -20,9 +20,9 @@ from raysys.types import Candidates, RecallQuery, Vectors
 A = TypeVar("A")
 GONE = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError)
 MOST_CALLS = 3
-# The share of a deadline that one is expected to wait for a tier, above which it is not asked: it is stuck or gone. Who
-# waited would still be in when others come, and make admission send those away.
-WORTH_ASKING = 0.5
+# The share of a deadline above which a shard is not waited for where another one answers. Those who waited would still
+# be in when others come, and make admission send them away.
+WORTH_WAITING = 0.5
 
 
 async def call(tier: str, send: Callable[[], Awaitable[A]], deadline_s: float, patience_s: float | None = None) -> A:
@@ -88,7 +88,7 @@ class Tier:
         async def send_batch(batch: list[Any]) -> Timed[Any]:
             return await call(name, lambda: send(batch), deadline_s, patience_s)
 
-        self._name, self._deadline_s = name, deadline_s
+        self.name, self._deadline_s = name, deadline_s
         self._coalescer: Measured[Any] = Measured(
             name, send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests, is_remote=True
         )
@@ -98,17 +98,22 @@ class Tier:
         """How many wait for this tier or for their answer."""
         return self._coalescer.n_asking
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether an answer is expected after more than ``WORTH_WAITING`` of the deadline."""
+        return self._coalescer.expected_s() > WORTH_WAITING * self._deadline_s
+
     async def ask_in_time(self, question: Any) -> Any:
         """As ``ask``. Raises Unavailable where it takes more than ``PATIENCE`` of the deadline, or would."""
         return await self._coalescer.ask_within(question, PATIENCE * self._deadline_s)
 
     async def ask(self, question: Any) -> Any:
-        """Raises Unavailable, at once where the tier is not expected to answer soon; Overloaded; or what the tier
-        answered this question with."""
-        expected_s = self._coalescer.expected_s()
-        if expected_s > WORTH_ASKING * self._deadline_s:
-            raise Unavailable(f"{self._name} is stuck: its answer is expected in {expected_s:.3g} s")
-        return await self._coalescer.ask_within(question, self._deadline_s)
+        """Raises Unavailable, Overloaded, or what the tier answered this question with."""
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._coalescer.ask(question)
+        except TimeoutError as error:
+            raise Unavailable(f"{self.name} did not answer within {self._deadline_s:g} s") from error
 
 
 class RemoteEncoder:
@@ -157,16 +162,15 @@ class RemoteRecall:
 
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         """Raises InvalidInput when the query itself is wrong, Overloaded when no shard has room for it."""
-        answers = await asyncio.gather(
-            *(tier.ask((snapshot_id, query)) for tier in self._tiers), return_exceptions=True
-        )
+        asked = [tier for tier in self._tiers if not tier.is_stuck] or self._tiers  # all of them: it may be us
+        answers = await asyncio.gather(*(tier.ask((snapshot_id, query)) for tier in asked), return_exceptions=True)
         found = [answer for answer in answers if isinstance(answer, Candidates)]
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         for failure in failures:
             if not isinstance(failure, Unavailable) or (not found and isinstance(failure, Overloaded)):
                 raise failure
-        missing = [name for name, answer in zip(self._names, answers, strict=True) if isinstance(answer, Exception)]
-        return found, missing
+        answered = {tier.name for tier, answer in zip(asked, answers, strict=True) if isinstance(answer, Candidates)}
+        return found, [name for name in self._names if name not in answered]
 
     async def prepare(self, snapshot_id: str, deadline_s: float) -> None:
         """Have every shard hold this snapshot. Raises what the first shard that cannot says."""

@@ -1,17 +1,25 @@
 """Calls to a tier: who is asked again when a replica dies or is slow, and who is not asked at all."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError
 
 from raysys.config import TierSettings
 from raysys.errors import Unavailable
 from raysys.serving.measured import Timed
-from raysys.serving.tiers import MOST_CALLS, Tier, call, first_of_some
+from raysys.serving.tiers import MOST_CALLS, RemoteRecall, Tier, call, first_of_some
+from raysys.types import SOURCES, Candidates, RecallQuery
 
 PATIENCE_S = 0.01
+NO_KEYS, NO_WEIGHTS = np.empty(0, np.uint64), np.empty(0, np.float32)
+QUERY = RecallQuery(None, None, None, NO_KEYS, NO_WEIGHTS, NO_KEYS, None, 0.0, 10)
+NO_ROWS = np.empty(0, np.int32)
+NOTHING = Candidates(NO_ROWS, NO_ROWS, NO_KEYS, np.empty((0, len(SOURCES)), np.float32), np.empty(0, np.uint16))
 Replica = Callable[[], Awaitable[str]]
 
 
@@ -95,19 +103,55 @@ async def test_a_lone_replica_that_is_slow_is_asked_once(n_replicas: int, n_aske
     assert len(calls) == n_asked
 
 
-async def test_a_stuck_tier_is_not_waited_for_by_all() -> None:
-    async def send(batch: object) -> Timed[str]:
-        await asyncio.Event().wait()
-        raise AssertionError
+class Shards:
+    """As many handles of shards, of which some never answer. asked: how often each was."""
 
-    tier = Tier("shard-00", send, TierSettings(), deadline_s=0.2)
-    waiting = [asyncio.create_task(tier.ask("early"))]
-    await asyncio.sleep(0)
-    waiting.append(asyncio.create_task(tier.ask("early")))
-    await asyncio.wait(waiting, timeout=0.06)
-    with pytest.raises(Unavailable, match="shard-00 is stuck"):
-        async with asyncio.timeout(0.01):
-            await tier.ask("late")
+    def __init__(self, n: int, stuck: Collection[int]) -> None:
+        self.asked, self._stuck = [0] * n, stuck
+
+    def handle(self, number: int) -> Any:
+        async def remote(batch: list[Any]) -> Timed[Candidates]:
+            self.asked[number] += 1
+            if number in self._stuck:
+                await asyncio.Event().wait()
+            return Timed([NOTHING] * len(batch), 0.0, 0.0)
+
+        handle = SimpleNamespace(recall=SimpleNamespace(remote=remote))
+        handle.options = lambda **_: handle
+        return handle
+
+    def recall(self, deadline_s: float) -> RemoteRecall:
+        return RemoteRecall([self.handle(number) for number in range(len(self.asked))], TierSettings(), deadline_s)
+
+
+async def waited_for(recall: RemoteRecall, deadline_s: float) -> list[asyncio.Task[Any]]:
+    """Two who ask, one after the other, and have waited for more than half of the deadline in all."""
+    waiting = []
+    for _ in range(2):
+        waiting.append(asyncio.create_task(recall.recall("a", QUERY)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await asyncio.wait(waiting, timeout=0.3 * deadline_s)
+    return waiting
+
+
+async def test_a_stuck_shard_is_not_waited_for_by_all() -> None:
+    shards = Shards(2, stuck={1})
+    recall = shards.recall(deadline_s=0.2)
+    waiting = await waited_for(recall, 0.2)
+    async with asyncio.timeout(0.02):
+        found, missing = await recall.recall("a", QUERY)
+    assert (len(found), missing) == (1, ["shard-01"])
+    assert shards.asked == [3, 2]
     assert not any(task.done() for task in waiting)
-    answers = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
+    assert [missing for _, missing in await asyncio.gather(*waiting)] == [["shard-01"]] * 2
+
+
+async def test_where_all_seem_stuck_all_are_asked() -> None:
+    shards = Shards(2, stuck={0, 1})
+    recall = shards.recall(deadline_s=0.2)
+    waiting = await waited_for(recall, 0.2)
+    late = asyncio.create_task(recall.recall("a", QUERY))
+    await asyncio.wait([late], timeout=0.02)
+    assert not late.done()
+    assert [missing for _, missing in await asyncio.gather(late, *waiting)] == [["shard-00", "shard-01"]] * 3
