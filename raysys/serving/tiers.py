@@ -78,13 +78,19 @@ def plain(handle: DeploymentHandle) -> DeploymentHandle:
 
 
 class Tier:
-    """Questions to one deployment, gathered into calls. Each is answered within the deadline, waiting included."""
+    """Questions to one deployment, gathered into calls. Each is answered within the deadline, waiting included.
+
+    patience_s: as for ``call``. For calls that take far less by nature: who is asked again does the work again.
+    """
 
     def __init__(
-        self, name: str, send: Callable[[Any], Awaitable[Timed[Any]]], settings: TierSettings, deadline_s: float
+        self,
+        name: str,
+        send: Callable[[Any], Awaitable[Timed[Any]]],
+        settings: TierSettings,
+        deadline_s: float,
+        patience_s: float | None = None,
     ) -> None:
-        patience_s = PATIENCE * deadline_s if settings.max_replicas > 1 else None  # alone, it would be asked twice
-
         async def send_batch(batch: list[Any]) -> Timed[Any]:
             return await call(name, lambda: send(batch), deadline_s, patience_s)
 
@@ -150,8 +156,9 @@ class RemoteRecall:
         self._handles = handles
         self._deadline_s = deadline_s
         self._names = [f"shard-{number:02d}" for number in range(len(handles))]
+        patience_s = PATIENCE * deadline_s if settings.max_replicas > 1 else None  # alone, it would be asked twice
         self._tiers = [
-            Tier(name, plain(handle).recall.remote, settings, deadline_s)
+            Tier(name, plain(handle).recall.remote, settings, deadline_s, patience_s)
             for name, handle in zip(self._names, handles, strict=True)
         ]
 

@@ -117,8 +117,8 @@ class Row:
 
     partial: answers that lack a part, be it the encoder; n_incomplete: those that lack a shard.
     recovery_s: from the fault to the end of the last request that lacked something. replaced_s: from the fault until
-    Serve had the new replicas, None = nothing was to be replaced. lists: and searches. later: errors in the seconds
-    after. latest_s: the longest that anybody waited. details: what the first errors said.
+    Serve had the new replicas, None = nothing was to be replaced. later: errors in the seconds
+    after. latest_s: the longest that anybody waited for a list. details: what the first errors said.
     """
 
     fault: str
@@ -166,7 +166,7 @@ def row(fault: str, samples: Sequence[Sample], start_s: float, end_s: float, rep
         max((sample.end_s - start_s for sample in samples if not sample.is_whole), default=0.0),
         replaced_s,
         sum(sample.is_error for sample in samples if sample.end_s > end_s),
-        max((sample.took_s for sample in samples), default=0.0),
+        max((sample.took_s for sample in samples if sample.kind != "event"), default=0.0),
         sum(sample.is_mixed for sample in samples),
         tuple(sample.detail for sample in samples if sample.is_error)[:3],
     )

@@ -20,7 +20,7 @@ from raysys.serving.session import LocalService
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 DEADLINE_S = 2.0  # the default of ``deadline_s``
-LATE_S = 1.0  # the rest of a request, on two busy cores
+LATE_S = 1.5  # the rest of a request, and a second at the proxy before it is sent again, on two busy cores
 BACK_S = 10.0  # from when Serve has the new replicas to answers that lack nothing
 MOST_ERRORS = 0.005
 MOST_INCOMPLETE = 0.05  # without a shard that has another replica: where the machine itself is late by half a second
@@ -100,6 +100,7 @@ def test_faults_that_nobody_notices(start: Start, folder: Path, snapshots: tuple
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_faults_that_nobody_notices_again_and_again(start: Start) -> None:
     with start(gateway=TWO, shard_tier=TWO) as faulty:
         for _ in range(3):
@@ -129,7 +130,7 @@ def test_without_any_shard_all_are_told_so(start: Start) -> None:
     with start(shard_tier=TWO) as faulty:
         row = faulty.kill("shards, all replicas of both", faulty.pids(*SHARDS), *SHARDS)
         see_recovery(row)
-        assert set(row.statuses) <= {503}
+        assert set(row.statuses) <= {429, 503}
         assert row.latest_s <= DEADLINE_S + LATE_S
 
 

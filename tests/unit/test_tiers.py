@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError
 from raysys.config import TierSettings
 from raysys.errors import Unavailable
 from raysys.serving.measured import Timed
-from raysys.serving.tiers import MOST_CALLS, RemoteRecall, Tier, call, first_of_some
+from raysys.serving.tiers import MOST_CALLS, RemoteRecall, call, first_of_some
 from raysys.types import SOURCES, Candidates, RecallQuery
 
 PATIENCE_S = 0.01
@@ -88,26 +88,11 @@ async def test_the_deadline_ends_all_calls() -> None:
     assert (replicas.n_asked, replicas.stuck) == (MOST_CALLS, 0)
 
 
-@pytest.mark.parametrize(("n_replicas", "n_asked"), [(1, 1), (2, MOST_CALLS)])
-async def test_a_lone_replica_that_is_slow_is_asked_once(n_replicas: int, n_asked: int) -> None:
-    calls: list[object] = []
-
-    async def send(batch: object) -> Timed[str]:
-        calls.append(batch)
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    tier = Tier("shard-00", send, TierSettings(max_replicas=n_replicas), deadline_s=0.1)
-    with pytest.raises(Unavailable):
-        await tier.ask("q")
-    assert len(calls) == n_asked
-
-
 class Shards:
     """As many handles of shards, of which some never answer. asked: how often each was."""
 
-    def __init__(self, n: int, stuck: Collection[int]) -> None:
-        self.asked, self._stuck = [0] * n, stuck
+    def __init__(self, n: int, stuck: Collection[int], n_replicas: int = 1) -> None:
+        self.asked, self._stuck, self._settings = [0] * n, stuck, TierSettings(max_replicas=n_replicas)
 
     def handle(self, number: int) -> Any:
         async def remote(batch: list[Any]) -> Timed[Candidates]:
@@ -121,7 +106,7 @@ class Shards:
         return handle
 
     def recall(self, deadline_s: float) -> RemoteRecall:
-        return RemoteRecall([self.handle(number) for number in range(len(self.asked))], TierSettings(), deadline_s)
+        return RemoteRecall([self.handle(number) for number in range(len(self.asked))], self._settings, deadline_s)
 
 
 async def waited_for(recall: RemoteRecall, deadline_s: float) -> list[asyncio.Task[Any]]:
@@ -155,3 +140,10 @@ async def test_where_all_seem_stuck_all_are_asked() -> None:
     await asyncio.wait([late], timeout=0.02)
     assert not late.done()
     assert [missing for _, missing in await asyncio.gather(late, *waiting)] == [["shard-00", "shard-01"]] * 3
+
+
+@pytest.mark.parametrize(("n_replicas", "n_asked"), [(1, 1), (2, MOST_CALLS)])
+async def test_only_where_there_are_others_is_a_slow_shard_asked_again(n_replicas: int, n_asked: int) -> None:
+    shards = Shards(2, stuck={1}, n_replicas=n_replicas)
+    _, missing = await shards.recall(deadline_s=0.1).recall("a", QUERY)
+    assert (missing, shards.asked) == (["shard-01"], [1, n_asked])
