@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray check format \
-	lock audit sbom clean
+.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray test-nightly check \
+	format lock audit sbom clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -37,7 +37,11 @@ test-chaos: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
 
 test-ray: install-dev
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m "ray and not nightly"
+
+# The long version of what a cluster goes through; not part of `make test`. Prints a row for each fault.
+test-nightly: install-dev
+	$(BIN)/python -m pytest -s -m nightly tests/on_ray
 
 check: install-dev
 	$(BIN)/ruff check .
@@ -51,7 +55,7 @@ format: install-dev
 
 # Every package of a release, with the hashes of its files: pip install --require-hashes -r requirements.lock
 lock: install-dev
-	$(BIN)/uv pip compile -q --system-certs pyproject.toml -c constraints.txt --extra redis --extra tracing \
+	$(BIN)/uv pip compile -q --system-certs pyproject.toml -c constraints.txt --extra redis --extra jwt --extra tracing \
 		--python-version 3.11 --generate-hashes --custom-compile-command "make lock" -o requirements.lock
 
 # Known faults of these packages. Advice: it passes whatever it finds, also without a network.

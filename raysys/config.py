@@ -685,6 +685,8 @@ class ServeSettings(Settings):
     ``encoder``: None = the one that made the snapshot, which is what you want unless it moved to another folder.
     ``student``: where the snapshot has one, ``auto`` = it encodes queries that would wait for the encoder for more than
     15 % of ``deadline_s``, and all while the encoder is away; ``always`` = all queries; ``never`` = none.
+    ``min_coverage``: a list that was chosen from a smaller share of the items, as shards do not answer, is refused with
+    503; 0 = one shard is enough.
     ``brown_out``: leave things out of lists before anybody is sent away (``serving.brown_out``).
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
@@ -708,6 +710,7 @@ class ServeSettings(Settings):
     candidates_per_source: PositiveInt = 200
     cached_queries: Annotated[int, Field(ge=0)] = 10_000
     deadline_s: Annotated[float, Field(gt=0)] = 2.0
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.0
     student: UseOfStudent = "auto"
     brown_out: bool = True
     gateway: GatewayTierSettings = GatewayTierSettings()

@@ -79,7 +79,14 @@ class Front:
         profiles = Profiles(self.state, settings.profile, self._clock)
         is_alone = settings.gateway.max_replicas == 1
         routes = Routes(
-            Service(self.in_use, profiles, self._metrics, self.impressions, Assignment(settings.experiments)),
+            Service(
+                self.in_use,
+                profiles,
+                self._metrics,
+                self.impressions,
+                Assignment(settings.experiments),
+                settings.min_coverage,
+            ),
             Items(self.in_use, self.state, self._clock),
             Events(self.in_use, self.state, settings.profile, self._metrics, self._clock),
             People(self.in_use, self.state, profiles, settings.profile, self._clock, self.impressions, is_alone),

@@ -1,7 +1,7 @@
 """HAProxy as a head of our own starts it: all of it on loopback but its front, and TLS there where it is wanted.
 
 Serve writes the proxy's configuration and has no setting for either. So Ray is given a wrapper as the proxy's binary,
-which changes the lines of the configuration that begin with ``bind`` and then becomes the proxy.
+which changes the lines of the configuration that begin with ``bind``, has requests read whole, and becomes the proxy.
 """
 
 from collections.abc import Iterable
@@ -11,6 +11,9 @@ from raysys.config import TlsSettings
 
 FRONT = "front"  # the file with what the front's bind is to say
 CERTIFICATE = "front.pem"
+# Only what it has read whole can the proxy send to another gateway where one dies. Of longer bodies than its buffer,
+# 16 KiB, it reads so much.
+READ_WHOLE = r"s/^( *)option redispatch.*/&\n\1option http-buffer-request/"
 
 
 def write_wrapper(folder: Path, binary: str, private_ports: Iterable[int]) -> Path:
@@ -26,6 +29,7 @@ def write_wrapper(folder: Path, binary: str, private_ports: Iterable[int]) -> Pa
         'for argument in "$@"; do\n'
         '  case "$argument" in *.cfg)\n'
         f'    sed -i -E "s/^( *bind) \\*?:({private})\\b/\\1 127.0.0.1:\\2/" "$argument"\n'
+        f'    sed -i -E "{READ_WHOLE}" "$argument"\n'
         '    [ -n "$front" ] || continue\n'
         '    sed -i -E "/^frontend http_frontend/,/^ *bind /s|^( *bind ).*|\\1$front|" "$argument"\n'
         '    grep -qF "bind $front" "$argument" || { echo "cannot set the front of $argument" >&2; exit 1; }\n'

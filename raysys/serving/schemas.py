@@ -421,6 +421,7 @@ class ListAnswer(BaseModel):
     items: list[ItemAnswer]
     underfilled: bool
     exact: bool
+    coverage: float
     degraded: list[str]
     reasons: list[str]
     unmet: list[UnmetAnswer]

@@ -11,6 +11,7 @@ from raysys.index.filters import check
 from raysys.profile.reader import Profiles
 from raysys.serving import schemas
 from raysys.serving.brown_out import LEVEL
+from raysys.serving.coverage import coverage
 from raysys.serving.current import Current, InUse
 from raysys.serving.edge import Metrics
 from raysys.serving.experiments import Arms, Assignment
@@ -30,11 +31,16 @@ class Service:
         metrics: Metrics,
         impressions: ImpressionLog | None = None,
         assignment: Assignment | None = None,
+        min_coverage: float = 0.0,
     ) -> None:
-        """impressions: None = nothing is logged. assignment: to arms of experiments, None = nobody is in any."""
+        """impressions: None = nothing is logged. assignment: to arms of experiments, None = nobody is in any.
+
+        min_coverage: lists that were chosen from less of the catalogue are refused (``serving.coverage``).
+        """
         self._in_use, self._profiles, self._metrics = in_use, profiles, metrics
         self._impressions = impressions
         self._assignment = Assignment(()) if assignment is None else assignment
+        self._min_coverage = min_coverage
 
     async def recommend(self, body: schemas.RecommendBody) -> dict[str, Any]:
         request = Request(limit=body.limit, filter=body.filter, exclude_seen=body.exclude_seen, **_person(body))
@@ -82,13 +88,13 @@ class Service:
         degraded += [] if has_all else ["friends"]
         answer = await current.recommend(request, profile, friends, arms)
         answer = replace(answer, experiments=self._assignment.exposures(arms)) if arms else answer
-        return self._list(route, request, answer, current.recommender.unknown(request), degraded)
+        return self._list(route, request, current, answer, current.recommender.unknown(request), degraded)
 
     async def _search(self, route: Route, request: Request) -> dict[str, Any]:
         current = self._in_use.now()
         if request.filter is not None:
             check(request.filter, current.catalogue.schema)
-        return self._list(route, request, await current.recommender.search(request), [], [])
+        return self._list(route, request, current, await current.recommender.search(request), [], [])
 
     async def _profile(self, user: str | None) -> tuple[Profile, list[str]]:
         if user is None:
@@ -99,7 +105,13 @@ class Service:
             return Profile(user), ["profile"]
 
     def _list(
-        self, route: Route, request: Request, answer: Answer, unknown: Sequence[str], degraded: Sequence[str]
+        self,
+        route: Route,
+        request: Request,
+        current: Current,
+        answer: Answer,
+        unknown: Sequence[str],
+        degraded: Sequence[str],
     ) -> dict[str, Any]:
         for stage, milliseconds in answer.timings_ms.items():
             self._metrics.stage(stage).observe(milliseconds / 1e3)
@@ -107,6 +119,7 @@ class Service:
         note(answer.snapshot_id, missing)
         for part in missing:
             self._metrics.degraded.labels(part).inc()
+        covered = self._covered(current, missing)
         if answer.items:
             self._metrics.first_sources.update(answer.items[0].sources.keys())
         recommendation_id = uuid.uuid4().hex if request.recommendation_id is None else request.recommendation_id
@@ -119,6 +132,7 @@ class Service:
             "items": answer.items,
             "underfilled": answer.underfilled,
             "exact": answer.exact,
+            "coverage": covered,
             "degraded": missing,
             "reasons": answer.reasons,
             "unmet": answer.unmet,
@@ -126,6 +140,14 @@ class Service:
             "experiments": answer.experiments,
             "timings_ms": answer.timings_ms,
         }
+
+    def _covered(self, current: Current, missing: Sequence[str]) -> float:
+        """The share of the catalogue that was looked through. Raises Unavailable where it is less than may be."""
+        covered = coverage(current.catalogue.manifest, missing)
+        if covered < self._min_coverage:
+            found = f"{covered:.0%} of the items could be looked through, and min_coverage is {self._min_coverage:g}"
+            raise Unavailable(f"{found}: {', '.join(missing)} did not answer; try again")
+        return covered
 
 
 def _person(body: schemas.Person) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from clusters import poll, settings_of, world_settings, write_settings
 
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
+from raysys.publishing.verify import failed, look_through
 from raysys.serving.local_head import descendants, end_all
 from raysys.training.local import build_here
 
@@ -95,3 +96,34 @@ def test_a_build_that_would_cost_too_much_stops_and_the_next_goes_on(tmp_path: P
     manifest = build_here(settings_of(raw))
     report = json.loads((SnapshotStore(root).folder(manifest.snapshot_id) / "report.json").read_text())
     assert (report["unchanged"], report["unchanged"] + report["texts"]) == (len(kept), len(set(stored_keys(root))))
+
+
+@pytest.mark.nightly
+def test_a_killed_driver_leaves_what_is_served_and_the_next_build_goes_on(tmp_path: Path) -> None:
+    raw: dict[str, Any] = world_settings(tmp_path, n_items=60, workers=WORKERS, events=None)
+    store = SnapshotStore(raw["index"]["root"])
+    served = build_here(settings_of(raw)).snapshot_id
+    files = {file: file.read_bytes() for file in store.folder(served).rglob("*") if file.is_file()}
+    before = len(stored_keys(store.root))
+    world_settings(tmp_path, seed=1)  # another catalogue in the same place
+    below: list[int] = []
+    with building(raw, tmp_path) as build:
+        try:
+            poll("some vectors", lambda: len(stored_keys(store.root)) >= before + 2 * TEXTS_PER_FILE, START_S)
+            below = descendants(build.pid)
+            build.kill()
+            build.wait()
+        finally:
+            end_all([build.pid, *below, *descendants(build.pid)])
+    kept = stored_keys(store.root)
+    assert store.current_id() == served
+    assert {file: file.read_bytes() for file in files} == files
+    again = build_here(settings_of(raw)).snapshot_id
+    report = json.loads((store.folder(again) / "report.json").read_text())
+    keys = stored_keys(store.root)
+    assert (store.current_id(), report["items"]) == (again, 400)
+    assert len(keys) == len(set(keys))
+    assert set(kept) <= set(keys)
+    assert report["texts"] == len(keys) - len(kept) > 0
+    assert report["unchanged"] >= 2 * TEXTS_PER_FILE
+    assert not failed(list(look_through(store, again)))

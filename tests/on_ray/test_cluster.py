@@ -23,7 +23,7 @@ def short() -> Iterator[str]:
         yield folder
 
 
-def test_three_nodes(tmp_path: Path, short: str) -> None:
+def run_on_cluster(script: str, tmp_path: Path, short: str) -> dict[str, Any]:
     """In a process of its own: what a cluster needs in the environment must not leak into other tests."""
     http_port, fallback, metrics, stats = free_ports(4)
     environment = {
@@ -40,15 +40,33 @@ def test_three_nodes(tmp_path: Path, short: str) -> None:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{short}/server-state",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HOME": str(tmp_path),
     }
-    command = [sys.executable, str(Path(__file__).with_name("three_nodes.py")), str(tmp_path), str(http_port)]
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(tmp_path), str(http_port)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stdout[-4_000:] + run.stderr[-4_000:]
-    seen: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    *rows, last = run.stdout.splitlines()
+    print("\n".join(rows))
+    seen: dict[str, Any] = json.loads(last)
+    return seen
+
+
+def test_three_nodes(tmp_path: Path, short: str) -> None:
+    seen = run_on_cluster("three_nodes.py", tmp_path, short)
     assert seen["items"] == 400
     assert len(set(seen["shard_nodes"].values())) == 2, "each shard on a node of its own"
     assert seen["degraded"] == []
     assert seen["encoders"] == {"before": 1, "under_load": 2, "after": 1}
     assert seen["failed_requests"] == 0
+
+
+@pytest.mark.nightly
+def test_a_lost_node_is_not_noticed(tmp_path: Path, short: str) -> None:
+    seen = run_on_cluster("node_loss.py", tmp_path, short)
+    lost, again = seen["lost"], seen["again"]
+    assert set(lost["held"]) >= {"shard-00", "shard-01"}
+    assert lost["errors"] <= max(1, 0.005 * lost["n"]), lost
+    assert again["errors"] == 0, again
+    for row in (lost, again):
+        assert (row["later"], row["mixed"]) == (0, 0), row
