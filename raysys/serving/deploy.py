@@ -19,19 +19,12 @@ def deploy(dashboard_url: str, token: str, config: dict[str, Any], timeout_s: fl
     """Hand the config to the head and wait until its applications run. Raises Unavailable that says what failed."""
     check_keys(config)
     with _client(dashboard_url, token) as client:
-        answer = _put(client, config)
+        answer = client.put("/api/serve/applications/", json=config)
         if answer.is_error:
             said = answer.text[-MOST_CHARS:]
             raise Unavailable(f"Serve did not take the application ({answer.status_code}): {said}")
         for application in config["applications"]:
             _wait(partial(_state, client, application["name"]), timeout_s)
-
-
-def _put(client: httpx.Client, config: dict[str, Any]) -> httpx.Response:
-    try:
-        return client.put("/api/serve/applications/", json=config)
-    except httpx.RemoteProtocolError:  # seen of a dashboard that had just started on a busy machine; twice is as once
-        return client.put("/api/serve/applications/", json=config)
 
 
 def replica_pids(dashboard_url: str, token: str) -> dict[str, list[int]]:

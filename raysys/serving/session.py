@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from raysys.config import ServeSettings, parse
-from raysys.errors import ConfigError, RaysysError
+from raysys.errors import ConfigError, RaysysError, Unavailable
 from raysys.index.store import SnapshotStore
 from raysys.serving.configs import serve_config
 from raysys.serving.deploy import deploy, shut_down
@@ -36,7 +38,7 @@ class LocalService:
     def serve(self, args: Mapping[str, Any], port: int, host: str = "127.0.0.1") -> str:
         """Deploy over the snapshot published under ``args["index_root"]``. Returns the URL once it is ready.
 
-        Raises ConfigError, also for a certificate that cannot be served.
+        Raises ConfigError, also for a certificate that cannot be served; Unavailable.
         """
         settings = parse(ServeSettings, dict(args), "serve settings")
         tls = settings.tls
@@ -49,7 +51,12 @@ class LocalService:
         n_shards = len(store.manifest(store.current_id()).shards)
         config = serve_config(args, n_shards, host, port, has_front=True)
         set_front(self.head.folder, host, port, tls)
-        deploy(self.head.dashboard_url, self.token, config)
+        try:
+            deploy(self.head.dashboard_url, self.token, config)
+        except httpx.TransportError as error:
+            raise Unavailable(
+                f"the Ray head does not answer ({error}). Its last words:\n{self.head.log_tail()}"
+            ) from error
         self.port = port
         prefix = config["applications"][0]["route_prefix"].rstrip("/")
         return f"{'http' if tls is None else 'https'}://{reached}:{port}{prefix}"

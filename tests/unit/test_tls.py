@@ -192,7 +192,9 @@ def proxy(folder: Path, front: int, host: str, tls: TlsSettings | None, gateway:
         running.wait(10)
 
 
-def test_the_proxy_ends_tls_and_takes_no_plain_text(shop: Shop, tls: TlsSettings, tmp_path: Path) -> None:
+def test_the_proxy_ends_tls_and_takes_no_plain_text(
+    shop: Shop, tls: TlsSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (port,) = free_ports(1)
     with server_of(shop.store(1), tmp_path / "state") as url, proxy(tmp_path, port, "127.0.0.1", tls, url):
         with Client(f"https://127.0.0.1:{port}", verify=tls.certificate) as client, Client(url) as direct:
@@ -206,6 +208,9 @@ def test_the_proxy_ends_tls_and_takes_no_plain_text(shop: Shop, tls: TlsSettings
         plain.close()
         with Client(f"https://127.0.0.1:{port}") as stranger, pytest.raises(Unavailable, match="not to be trusted"):
             stranger.get("/readyz")
+        monkeypatch.setenv("SSL_CERT_FILE", tls.certificate)
+        with Client(f"https://127.0.0.1:{port}") as told_by_environment:
+            assert told_by_environment.search("tea")["items"] == found
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.load_verify_locations(tls.certificate)
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):
