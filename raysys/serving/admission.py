@@ -37,18 +37,16 @@ class Admission:
         """
         self._fade()
         wait_s = self.expected_s()
+        self._refuse_if_late(wait_s)
         level = self._level(wait_s)
-        if self._n_in >= ALWAYS_IN and wait_s > self.patience_s:
-            back_s = max(wait_s - self.patience_s, 1.0) if math.isfinite(wait_s) else 1.0
-            raise Overloaded(f"{self._n_in} requests are being answered, and one more would be late", back_s)
         self._n_in += 1
         return level
 
     def check(self) -> None:
         """Raise what ``enter`` would raise now, to whom has not sent the body yet."""
         if self._n_in >= ALWAYS_IN:
-            self.enter()
-            self._n_in -= 1
+            self._fade()
+            self._refuse_if_late(self.expected_s())
 
     def leave(self) -> None:
         """A request was answered, or is not wanted any more."""
@@ -79,9 +77,22 @@ class Admission:
             return 0.0
         return self._n_in * self._busy_s / self._answered if self._answered else math.inf
 
+    def _is_late(self, wait_s: float) -> bool:
+        return self._n_in >= ALWAYS_IN and wait_s > self.patience_s
+
+    def _refuse_if_late(self, wait_s: float) -> None:
+        """Nobody is sent away before somebody had a list without all that it can do without."""
+        if not self._is_late(wait_s) or not (self._brown_out is None or self._brown_out.is_last):
+            return
+        self._level(wait_s)
+        back_s = max(wait_s - self.patience_s, 1.0) if math.isfinite(wait_s) else 1.0
+        raise Overloaded(f"{self._n_in} requests are being answered, and one more would be late", back_s)
+
     def _level(self, wait_s: float) -> int:
         if self._brown_out is None:
             return 0
+        if self._is_late(wait_s):
+            return self._brown_out.level(math.inf)
         if self._answered < WHOLE_LISTS:  # the first after a pause, or nothing is answered: for how long is known
             wait_s = self._busy_s
         return self._brown_out.level(wait_s / self.patience_s if self._n_in >= WHOLE_LISTS else 0.0)

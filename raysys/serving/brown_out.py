@@ -22,6 +22,11 @@ class BrownOut:
     def __init__(self, clock: Clock) -> None:
         self._clock, self._level, self._calm_from_s = clock, 0, 0.0
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no more can be left out."""
+        return self._level == len(FROM)
+
     def level(self, pressure: float) -> int:
         """The level at this pressure, which is looked at here and nowhere else."""
         wanted = bisect_right(FROM, pressure)

@@ -141,6 +141,10 @@ async def test_who_would_be_late_is_told_when_to_come_back_and_the_others_are_an
             while n_in < ALWAYS_IN:
                 await asyncio.sleep(0.001)
         clock.at_s += 30
+        waiting.append(asyncio.create_task(ask(client)))  # one more, without what can be left out
+        async with asyncio.timeout(10):
+            while n_in == ALWAYS_IN:
+                await asyncio.sleep(0.001)
         refused = await ask(client)
         assert (refused.status_code, refused.json()["code"]) == (429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1

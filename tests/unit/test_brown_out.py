@@ -124,6 +124,26 @@ def test_who_is_let_in_is_the_same_without_it_and_nothing_is_left_out_then() -> 
     assert set(found[1]) == {0}
 
 
+@pytest.mark.parametrize("busy_s", [0.0, 0.001, 0.3, 10.0])
+def test_before_the_first_is_sent_away_somebody_had_a_list_without_all_that_can_be_left_out(busy_s: float) -> None:
+    """Also where many come at once, before anybody was answered."""
+    clock = FixedClock(0.0)
+    admission = Admission(DEADLINE_S, clock, BrownOut(clock))
+    levels = [admission.enter()]
+    clock.at_s += busy_s
+    while len(levels) < 100:
+        try:
+            admission.check()
+            levels.append(admission.enter())
+        except Overloaded:
+            break
+        clock.at_s += 0.001
+    assert levels[-1] == 3
+    assert len(levels) == ALWAYS_IN + (3 not in levels[:ALWAYS_IN])
+    with pytest.raises(Overloaded):
+        admission.check()
+
+
 def test_a_few_who_take_long_are_no_pressure() -> None:
     clock = FixedClock(0.0)
     admission = Admission(DEADLINE_S, clock, BrownOut(clock))

@@ -87,6 +87,7 @@ def test_what_was_started_is_looked_at() -> None:
         process.stdin.write("\n")
         process.stdin.close()
         process.wait(30)
+        process.stdout.close()
     assert during.threads == before.threads + 1
     assert during.files > before.files
     assert during.pss_mib > before.pss_mib
