@@ -40,7 +40,7 @@ class Tiered:
         settings = ServeSettings(
             index_root=str(store.root), state=str(state), impressions={"folder": None}, ranking={"trending": 0.0}
         )
-        self.encoder = Encoder(None, 1, settings.index_root)
+        self.encoder = Encoder(None, 1, settings.index_root, settings.snapshot_public_keys)
         self.shards = [ShardReplica(number, 2, settings) for number in range(2)]
         ranker = Ranker(settings.ranking, settings.index_root)
         undecorated = Gateway.__bases__[0]  # what Serve wraps it in wants a replica around it

@@ -17,6 +17,11 @@ from raysys.types import Vectors
 # gave a smallest cosine of .997 at 0.81 times the speed of 128, which gave .994; a whole row gave .989 at 1.04.
 _GROUP = 128
 _INT8_MAX = 127
+# Kernels are compiled for each shape that comes, and kept: some 2 MB a shape of MiniLM. Small batches come in any shape,
+# so they are padded to a few: 1,200 random ones of up to 8 texts of 5 to 64 tokens took 210 MiB in place of 840, and no
+# more CPU time. Whole batches have one number of rows for each length, and padding would cost what it adds.
+_WIDTH_STEP = 4
+_KEPT_KERNELS = 500
 
 
 class OpenVinoRuntime:
@@ -38,6 +43,7 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # the actors of a machine would all be pinned to its first core
+            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if dtype == "int8" else 0,
         }
         self._request = openvino.Core().compile_model(graph, "CPU", how).create_infer_request()
@@ -49,9 +55,16 @@ class OpenVinoRuntime:
             return np.concatenate([self._run(batch) for batch in batches])
 
     def _run(self, batch: TokenBatch) -> Vectors:
+        if batch.ids.size <= self.batch_tokens // 2:
+            batch = _in_few_shapes(batch)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
         vectors: Vectors = self._request.infer(inputs, share_inputs=True)[0].copy()  # the next call writes over it
         return vectors
+
+
+def _in_few_shapes(batch: TokenBatch) -> TokenBatch:
+    more = -batch.ids.shape[1] % _WIDTH_STEP
+    return TokenBatch(*(np.pad(array, ((0, 0), (0, more))) for array in batch)) if more else batch
 
 
 def _quantize_weights(graph: Any) -> None:
