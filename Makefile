@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-hostile test-redis test-chaos test-ray test-nightly check \
+.PHONY: install install-dev demo bench test test-unit test-whole test-hostile test-redis test-chaos test-ray test-nightly check \
 	format lock audit sbom clean
 
 install: .venv/.demo
@@ -21,17 +21,21 @@ demo: install
 bench: install-dev
 	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick)
 
-test: test-unit test-hostile test-redis test-chaos test-ray
+test: test-unit test-whole test-hostile test-redis test-chaos test-ray
 
 test-unit: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not redis" tests/unit
+
+# Whole builds, fits and simulations in one process, real models among them.
+test-whole: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not redis" tests/whole
 
 # What an enemy may send, over HTTP and in files; the cases are the same at every run.
 test-hostile: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/hostile
 
 test-redis: install-dev
-	$(BIN)/python -m pytest -m "redis and not ray" tests/unit tests/on_redis
+	$(BIN)/python -m pytest -m "redis and not ray" tests/unit tests/whole tests/on_redis
 
 test-chaos: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-
 from encoder_suite import BLANK, STRANGE, TITLES, EncoderSuite
+from torch.profiler import ProfilerActivity, profile
 
 from raysys.encoder.models import find_model
 from raysys.encoder.transformer import TransformerEncoder

@@ -17,9 +17,9 @@ from raysys.types import Vectors
 # gave a smallest cosine of .997 at 0.81 times the speed of 128, which gave .994; a whole row gave .989 at 1.04.
 _GROUP = 128
 _INT8_MAX = 127
-# Kernels are compiled for each shape that comes, and kept: some 2 MB a shape of MiniLM. Small batches come in any shape,
-# so they are padded to a few: 1,200 random ones of up to 8 texts of 5 to 64 tokens took 210 MiB in place of 840, and no
-# more CPU time. Whole batches have one number of rows for each length, and padding would cost what it adds.
+# Kernels are compiled for each shape that comes, and kept: some 2 MB a shape of MiniLM. Small batches come in any
+# shape, so they are padded to a few: 1,200 random ones of up to 8 texts of 5 to 64 tokens took 210 MiB in place of 840,
+# and no more CPU time. Whole batches have one number of rows for each length, and padding would cost what it adds.
 _WIDTH_STEP = 4
 _KEPT_KERNELS = 500
 
