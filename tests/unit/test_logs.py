@@ -48,6 +48,8 @@ BODIES: dict[str, Any] = {
     "/v1/admin/snapshots": {},
     **{f"/v1/admin/snapshots:{verb}": {"snapshot_id": "none-such"} for verb in ("verify", "activate")},
     "/v1/admin/snapshots:rollback": {"published": "none-such"},
+    "/v1/admin/snapshots:canary": {"snapshot_id": "none-such"},
+    **{f"/v1/admin/snapshots:{verb}": {"canary": "none-such"} for verb in ("promote", "withdraw")},
     "/v1/admin/snapshots:gc": {"dry_run": True},
 }
 
