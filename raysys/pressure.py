@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from raysys.types import RecallQuery, Request
 
-EXPLORE, EXPLAIN, ENCODER, SOURCES = LEFT_OUT = tuple(  # what ``degraded`` says
+NO_EXPLORE, NO_EXPLAIN, NO_ENCODER, NO_SOURCES = LEFT_OUT = tuple(  # what ``degraded`` says
     f"pressure: {what}" for what in ("explore", "explain", "encoder", "sources")
 )
 WITHOUT_EXTRAS, WITH_STUDENT, WITH_FEWER_SOURCES = 1, 2, 3
@@ -22,7 +22,7 @@ def without_extras(request: Request, explores: bool) -> tuple[Request, Sequence[
 
     explores: whether places of its list would go to new items.
     """
-    asked = ((EXPLORE, explores), (EXPLAIN, bool(request.explain)))
+    asked = ((NO_EXPLORE, explores), (NO_EXPLAIN, bool(request.explain)))
     left_out = [what for what, is_asked in asked if is_asked]
     return replace(request, explore=False, explain=False) if left_out else request, left_out
 

@@ -25,14 +25,12 @@ from raysys.explain import Asked, Explainer, Ranks
 from raysys.keys import item_keys
 from raysys.lookup import Lookup
 from raysys.pressure import (
-    ENCODER,
+    NO_ENCODER,
+    NO_SOURCES,
     WITH_FEWER_SOURCES,
     WITH_STUDENT,
     with_fewer_sources,
     without_extras,
-)
-from raysys.pressure import (
-    SOURCES as FEWER_SOURCES,
 )
 from raysys.profile.seeds import Seeds, decayed_mean, seeds
 from raysys.ranking.explore import TimesShown
@@ -217,7 +215,7 @@ class Recommender:
     def _with_fewer_sources(self, query: RecallQuery, trace: Trace) -> RecallQuery:
         fewer = with_fewer_sources(query, self.catalogue.has_behaviour)
         if fewer is not query:
-            trace.degraded.append(FEWER_SOURCES)
+            trace.degraded.append(NO_SOURCES)
         return fewer
 
     async def _target(self, request: Request, trace: Trace) -> Vectors:
@@ -269,7 +267,7 @@ class Recommender:
         if self._student is not None and self._always_student:
             return _alone(self._student, query)
         if self._student is not None and pressure >= WITH_STUDENT:
-            trace.degraded.append(ENCODER)
+            trace.degraded.append(NO_ENCODER)
             return _alone(self._student, query)
         try:
             return await self._encode_text(query, "query")

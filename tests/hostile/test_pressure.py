@@ -15,7 +15,7 @@ import httpx
 import pytest
 from support import Shop
 
-from raysys.pressure import EXPLAIN, EXPLORE, SOURCES
+from raysys.pressure import NO_EXPLAIN, NO_EXPLORE, NO_SOURCES
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -98,8 +98,8 @@ async def test_what_is_left_out_comes_in_order_before_anybody_is_sent_away_and_g
     seen = Seen(stop)
     await send_all(port, CONNECTIONS, growing(time.perf_counter()), lambda wire: wire, seen.add, stop)
     assert not seen.errors  # nobody's list failed but for those who were told to come back
-    assert set(seen.first_s) == {EXPLORE, EXPLAIN, SOURCES, SENT_AWAY}
-    assert seen.first_s[EXPLAIN] == seen.first_s[EXPLORE] <= seen.first_s[SOURCES] < seen.first_s[SENT_AWAY]
+    assert set(seen.first_s) == {NO_EXPLORE, NO_EXPLAIN, NO_SOURCES, SENT_AWAY}
+    assert seen.first_s[NO_EXPLAIN] == seen.first_s[NO_EXPLORE] <= seen.first_s[NO_SOURCES] < seen.first_s[SENT_AWAY]
     deadline_s = time.monotonic() + CALM_S
     while await asyncio.to_thread(level, port) > 0:
         assert time.monotonic() < deadline_s

@@ -13,7 +13,7 @@ from support import FixedClock, Served, Shop, plain_query, post, recommender, se
 
 from raysys.config import ServeSettings
 from raysys.errors import Overloaded
-from raysys.pressure import EXPLAIN, EXPLORE, SOURCES, with_fewer_sources, without_extras
+from raysys.pressure import NO_EXPLAIN, NO_EXPLORE, NO_SOURCES, with_fewer_sources, without_extras
 from raysys.serving.admission import ALWAYS_IN, PATIENCE, WHOLE_LISTS, Admission
 from raysys.serving.brown_out import BACK, CALM_S, FROM, BrownOut
 from raysys.types import FriendLikes, Request, Terms
@@ -173,7 +173,7 @@ def test_only_what_was_asked_for_is_left_out() -> None:
     plain = Request(limit=3)
     assert without_extras(plain, explores=False) == (plain, [])
     asked = replace(plain, explain="full", explore=True)
-    assert without_extras(asked, explores=True) == (replace(plain, explore=False), [EXPLORE, EXPLAIN])
+    assert without_extras(asked, explores=True) == (replace(plain, explore=False), [NO_EXPLORE, NO_EXPLAIN])
 
 
 def test_fewer_sources_keep_what_was_said_and_something_of_everybody() -> None:
@@ -220,9 +220,9 @@ async def test_at_no_level_a_list_fails_or_shows_what_was_seen(
     seen = set() if request.only else {interaction.item_id for interaction in person.interactions}
     assert not seen & {item.item_id for item in answer.items}
     assert set(whole.degraded) <= {"explain"}
-    expected = [EXPLORE] if request.explore else []
-    expected += [EXPLAIN] if request.explain else []
-    expected += [SOURCES] if pressure == 3 and request.only is None else []
+    expected = [NO_EXPLORE] if request.explore else []
+    expected += [NO_EXPLAIN] if request.explain else []
+    expected += [NO_SOURCES] if pressure == 3 and request.only is None else []
     assert list(answer.degraded) == expected
     if not expected:
         assert [item.item_id for item in answer.items] == [item.item_id for item in whole.items]
@@ -248,11 +248,11 @@ async def test_a_gateway_says_what_it_left_out_and_counts_it(shop: Shop, tmp_pat
         assert (calm["degraded"], bool(calm["items"][0]["reasons"])) == ([], True)
         await queue_up(served, clock, pressure=0.95)
         answer = await post(client, "/v1/recommendations", **body)
-        assert answer["degraded"] == [EXPLAIN, SOURCES]
+        assert answer["degraded"] == [NO_EXPLAIN, NO_SOURCES]
         assert len(answer["items"]) == len(calm["items"])
         metrics = (await client.get("/metrics")).text
         assert "raysys_brown_out_level 3.0" in metrics
-        for part, n in ((EXPLAIN, 1.0), (EXPLORE, 0.0)):
+        for part, n in ((NO_EXPLAIN, 1.0), (NO_EXPLORE, 0.0)):
             assert f'raysys_degraded_total{{part="{part}"}} {n}' in metrics
         while served.front.admission.now()[0]:
             served.front.admission.leave()

@@ -18,8 +18,7 @@ from raysys.errors import SnapshotError, SnapshotMismatch, Unavailable
 from raysys.index.catalogue import Catalogue
 from raysys.index.manifest import Manifest, verify_files
 from raysys.index.store import SnapshotStore, write_manifest
-from raysys.pressure import ENCODER
-from raysys.pressure import SOURCES as FEWER
+from raysys.pressure import NO_ENCODER, NO_SOURCES
 from raysys.recommender import STUDENT
 from raysys.training import local
 from raysys.training.finish import REPORT
@@ -204,14 +203,14 @@ async def test_always_means_that_the_encoder_is_not_asked(folder: Path) -> None:
     assert [item.item_id for item in always.items] == [item.item_id for item in fallen.items]
 
 
-@pytest.mark.parametrize(("pressure", "degraded"), [(2, (ENCODER,)), (3, (ENCODER, FEWER))])
+@pytest.mark.parametrize(("pressure", "degraded"), [(2, (NO_ENCODER,)), (3, (NO_ENCODER, NO_SOURCES))])
 async def test_under_pressure_the_encoder_is_not_asked(folder: Path, pressure: int, degraded: tuple[str, ...]) -> None:
     path = recommender(folder, encode=raising(AssertionError("asked")))
     answer = await path.recommend(replace(ASKED, pressure=pressure), STRANGER)
     assert answer.degraded == degraded
     assert any(SOURCES[QUERY] in item.sources for item in answer.items)
     found = await path.search(replace(ASKED, pressure=pressure))
-    assert found.degraded == (ENCODER,)
+    assert found.degraded == (NO_ENCODER,)
     assert found.items == (await recommender(folder, encode=GONE).search(ASKED)).items
     with pytest.raises(AssertionError, match="asked"):
         await path.search(replace(ASKED, pressure=1))
