@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from texts import QUERY_WORDS, texts, vocabulary
 TIMEOUT_S = 20.0
 END_OF_HEAD = b"\r\n\r\n"
 Asks = Literal["text", "user", "nothing"]
+KEY_VARIABLE = "RAYSYS_API_KEY"  # as for the client of the API
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Load:
 class Measured:
     """What came of it. Latencies are of good answers; errors: what went wrong -> how often, within the window.
 
-    client_cpu_s: CPU seconds that the load generator itself used in the whole measurement.
+    client_cpu_s: CPU seconds that the load generator itself used in the whole measurement. browned_out: so many of the
+    good answers left something out under pressure.
     """
 
     requests: int
@@ -61,6 +64,7 @@ class Measured:
     max_ms: float
     client_cpu_s: float
     errors: dict[str, int] = field(default_factory=dict)
+    browned_out: int = 0
 
 
 class Connection(asyncio.Protocol):
@@ -135,6 +139,8 @@ def requests(load: Load, client: int, words: Sequence[str]) -> Iterator[bytes]:
 def on_the_wire(method: str, path: str, body: dict[str, object] | None) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
     kind = b"" if body is None else b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(content)
+    key = os.environ.get(KEY_VARIABLE)
+    kind += b"" if key is None else b"Authorization: Bearer %s\r\n" % key.encode()
     return b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n%s" % (method.encode(), path.encode(), kind, content)
 
 

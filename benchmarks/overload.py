@@ -1,12 +1,13 @@
 """Twice as many requests as can be answered, for a minute: what comes of those that are let in?
 
-    python benchmarks/overload.py [--topology tiered fused ...] [--seconds 60] [--times 2] [--json FILE] [--quick]
+    python benchmarks/overload.py [--topology tiered fused ...] [--keys] [--seconds 60] [--times 2] [--json FILE]
 
 First the peak: the most answers a second that a closed loop of many clients gets for requests of known users. Then an
 open loop sends ``--times`` the peak, whether or not earlier requests were answered; a latency counts from when its
-request was due. Told to come back (status 429) is no answer, and any other error is a failure. Memory is the
-proportional set size of all processes that were started, before and after. The load shares the machine with what it
-loads: at twice the peak it takes more of it than at the peak, which counts against the answers.
+request was due. A list that went without something under pressure is an answer, and counted apart; told to come back
+(status 429) is none, and any other error is a failure. Memory is the proportional set size of all processes that were
+started, before and after. The load shares the machine with what it loads: at twice the peak it takes more of it than
+at the peak, which counts against the answers. ``--keys``: callers must show an API key.
 """
 
 import argparse
@@ -17,12 +18,14 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from figures import busy_share, machine, warn_if_busy
-from http_load import Load, LoadProcess, Measured, load_process
+from http_load import KEY_VARIABLE, Load, LoadProcess, Measured, load_process
 from paced_load import Paced, paced_load
 from processes import end_on_sigterm, pss_kib
 from rich.console import Console
@@ -30,6 +33,7 @@ from rich.table import Table
 from serving import LAYOUTS, NOT_DEGRADED, prepared, start_ours
 from worlds import Prepared
 
+from raysys.access import KeyFile, make_key
 from raysys.config import ServeSettings
 from raysys.errors import RaysysError
 from raysys.serving.local_head import descendants
@@ -50,11 +54,11 @@ class Peak(NamedTuple):
     seconds: float = 4.0
 
 
-def run(world: Prepared, layout: str, times: float, seconds: float, peak: Peak) -> dict[str, Any]:
+def run(world: Prepared, layout: str, more: dict[str, Any], times: float, seconds: float, peak: Peak) -> dict[str, Any]:
     """The figures. What is started here has ended when this returns or raises."""
     with ExitStack() as stack:
         load = stack.enter_context(load_process())
-        port = start_ours(stack, world, layout)
+        port = start_ours(stack, world, layout, more)
         console.print("[dim]looking for the peak ...[/]")
         peak_per_s = median(_peak(load, port, world, peak.seconds, number) for number in range(peak.rounds))
         console.print(f"[dim]{times * peak_per_s:,.0f} requests/s for {seconds:.0f} s ...[/]")
@@ -66,12 +70,22 @@ def run(world: Prepared, layout: str, times: float, seconds: float, peak: Peak) 
             "offered_per_s": round(times * peak_per_s, 1),
             "seconds": seconds,
             "answers_per_s": measured.requests_per_s,
+            "browned_out": measured.browned_out,
             "goodput": round(measured.requests_per_s / peak_per_s, 3),
             "turned_away": measured.errors.get(TURNED_AWAY, 0),
             "failed": {what: n for what, n in measured.errors.items() if what != TURNED_AWAY},
             "memory_mib": [round(before_mib), round(_memory_mib())],
             "measured": asdict(measured),
         }
+
+
+def new_key(folder: Path) -> Path:
+    """A file with one key, which is sent along from now on."""
+    key, text = make_key("benchmark", {"read"}, None, datetime.now(UTC))
+    file = KeyFile(folder / "keys.json")
+    file.add(key)
+    os.environ[KEY_VARIABLE] = text
+    return file.path
 
 
 def _peak(load: LoadProcess, port: int, world: Prepared, seconds: float, number: int) -> float:
@@ -97,11 +111,23 @@ def table(runs: Sequence[dict[str, Any]], world: Prepared) -> Table:
     drawn = Table(
         title=title, caption=f"aims: answers at {GOODPUT:.0%} of the peak, their p99 below {DEADLINE_MS:,.0f} ms"
     )
-    for column in ("", "peak/s", "sent/s", "answered/s", "of peak", "429", "failed", "p50 ms", "p99 ms", "MiB"):
+    for column in (
+        "",
+        "peak/s",
+        "sent/s",
+        "answered/s",
+        "of peak",
+        "browned out",
+        "429",
+        "failed",
+        "p50 ms",
+        "p99 ms",
+        "MiB",
+    ):
         drawn.add_column(column, justify="right")
     for one in runs:
         cells = [f"{one[name]:,.0f}" for name in ("peak_per_s", "offered_per_s", "answers_per_s")]
-        cells += [f"{one['goodput']:.2f}", f"{one['turned_away']:,}"]
+        cells += [f"{one['goodput']:.2f}", f"{one['browned_out']:,}", f"{one['turned_away']:,}"]
         cells.append(", ".join(f"{n} x {what}" for what, n in one["failed"].items()) or "0")
         cells += [f"{one['measured'][name]:,.0f}" for name in ("p50_ms", "p99_ms")]
         drawn.add_row(one["topology"], *cells, " -> ".join(f"{mib:,}" for mib in one["memory_mib"]))
@@ -111,6 +137,7 @@ def table(runs: Sequence[dict[str, Any]], world: Prepared) -> Table:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", nargs="+", choices=LAYOUTS, default=["tiered"])
+    parser.add_argument("--keys", action="store_true", help="callers must show an API key")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--times", type=float, default=2.0, help="of the peak")
     parser.add_argument("--synthetic", action="store_true", help="a made-up catalogue instead of the films")
@@ -128,13 +155,21 @@ def main() -> int:
     try:
         world = prepared(given)
         seconds, peak = (5.0, Peak(1, 1.0)) if given.quick else (given.seconds, Peak())
-        runs = [run(world, layout, given.times, seconds, peak) for layout in given.topology]
+        with TemporaryDirectory() as folder:
+            more = {"api_keys": str(new_key(Path(folder)))} if given.keys else {}
+            runs = [run(world, layout, more, given.times, seconds, peak) for layout in given.topology]
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     console.print(table(runs, world))
     if given.json is not None:
-        found = {"benchmark": "overload", "machine": machine(busy), "catalogue": world.name, "rows": runs}
+        found = {
+            "benchmark": "overload",
+            "machine": machine(busy),
+            "catalogue": world.name,
+            "keys": given.keys,
+            "rows": runs,
+        }
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 

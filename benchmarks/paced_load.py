@@ -24,6 +24,7 @@ from processes import child, script
 
 # What every good answer of a kind holds.
 WANTED = {"recommendations": b'"degraded":[]', "events": b'"duplicates":0,"rejected":[]'}
+BROWNED_OUT = b'"degraded":["pressure: '  # a good answer too, and counted
 _Sent = tuple[str, bytes]  # the kind, the request as bytes on the wire
 
 
@@ -81,13 +82,18 @@ class Tally:
         self.start_s = start_s
         self.latencies_ms: dict[str, list[float]] = {kind: [] for kind in WANTED}
         self.errors: dict[str, Counter[str]] = {kind: Counter() for kind in WANTED}
+        self.browned_out: Counter[str] = Counter()
 
     def add(self, sent: _Sent, outcome: Outcome) -> None:
         if outcome.due_s < self.start_s:
             return
         kind = sent[0]
-        error = outcome.error or complaint(outcome.status, outcome.body, WANTED[kind])
+        is_browned_out = BROWNED_OUT in outcome.body
+        error = outcome.error or complaint(
+            outcome.status, outcome.body, BROWNED_OUT if is_browned_out else WANTED[kind]
+        )
         if error is None:
+            self.browned_out[kind] += is_browned_out
             self.latencies_ms[kind].append(outcome.latency_ms)
         else:
             self.errors[kind][error] += 1
@@ -98,8 +104,8 @@ class Tally:
         for kind, latencies_ms in self.latencies_ms.items():
             ordered = sorted(latencies_ms)
             p50_ms, p99_ms, max_ms = (percentile(ordered, share) for share in (0.50, 0.99, 1.0))
-            per_s, errors = round(len(ordered) / seconds, 2), dict(self.errors[kind])
-            found[kind] = Measured(len(ordered), per_s, p50_ms, p99_ms, max_ms, round(cpu_s, 3), errors)
+            figures = len(ordered), round(len(ordered) / seconds, 2), p50_ms, p99_ms, max_ms, round(cpu_s, 3)
+            found[kind] = Measured(*figures, dict(self.errors[kind]), self.browned_out[kind])
         return found
 
 

@@ -127,13 +127,13 @@ def _measure(
         outcomes.append(take_turns(contest, plan, load, world.users))
 
 
-def start_ours(stack: ExitStack, world: Prepared, layout: str) -> int:
-    """A head of its own with the app on it, in one of the ``LAYOUTS``. Returns the port."""
+def start_ours(stack: ExitStack, world: Prepared, layout: str, more: dict[str, Any] | None = None) -> int:
+    """A head of its own with the app on it, in one of the ``LAYOUTS``. more: settings. Returns the port."""
     (port,) = free_ports(1)
     console.print(f"[dim]starting raysys, {layout} ...[/]")
     service = stack.enter_context(local_service())
     args = {"index_root": str(world.index_root), "state": str(world.state), "cached_queries": 0}
-    service.serve(args | LAYOUTS[layout], port)
+    service.serve(args | LAYOUTS[layout] | (more or {}), port)
     stack.callback(service.stop_serving)
     wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), layout)
     return port
