@@ -20,6 +20,7 @@ from raysys.index.manifest import Manifest, verify_files
 from raysys.index.store import SnapshotStore, write_manifest
 from raysys.pressure import NO_ENCODER, NO_SOURCES
 from raysys.recommender import STUDENT
+from raysys.serving.coalescer import PATIENCE
 from raysys.training import local
 from raysys.training.finish import REPORT
 from raysys.training.local import build_here
@@ -251,12 +252,12 @@ async def test_a_slow_encoder_is_not_waited_for_and_asked_again_when_it_is_back(
 
 async def test_without_a_student_the_encoder_is_waited_for(shop: Shop, tmp_path: Path) -> None:
     model = Stuck()
-    served = await serve_here(shop.store(2), tmp_path / "state.sqlite3", model=model, deadline_s=0.001)
+    served = await serve_here(shop.store(2), tmp_path / "state.sqlite3", model=model, deadline_s=2.0)
     async with served.client() as client:
         asking = asyncio.create_task(post(client, LIST, query="bababa", limit=5))
-        while not model.asked:
-            await asyncio.sleep(0)
-        assert not asking.done()
+        done, _ = await asyncio.wait({asking}, timeout=2 * PATIENCE * 2.0)  # a student would have been asked by then
+        assert model.asked
+        assert not done
         model.may_go.set()
         assert (await asking)["degraded"] == []
     await served.stop()
