@@ -34,6 +34,7 @@ from raysys.index.store import SnapshotStore
 from raysys.index.vector_index import set_threads
 from raysys.keys import item_keys
 from raysys.lookup import Lookup, NothingLive
+from raysys.pressure import WITH_FEWER_SOURCES
 from raysys.profile.fold import fold
 from raysys.profile.follows import MOST_FRIENDS, likes_of, together
 from raysys.recall.shard import Shard
@@ -52,12 +53,13 @@ COMMON_SOURCES = {"trending", "fresh", "popular"}  # the same for everybody
 @dataclass(frozen=True)
 class Row:
     """How candidates are ranked. seen_only: nothing of a person is known but what to leave out. by_place: a rule moves
-    items against their scores, and where they stand is what counts.
+    items against their scores, and where they stand is what counts. pressure: the level of the brown-out.
     """
 
     ranking: RankingSettings
     seen_only: bool = False
     by_place: bool = False
+    pressure: int = 0
 
 
 def only(sources: set[str]) -> RankingSettings:
@@ -75,12 +77,13 @@ ROWS = {
     "without friends": Row(RankingSettings(friends=0.0)),
 }
 
-# What each rule of the list costs the default.
+# What each rule of the list, and what is left out under pressure, costs the default.
 RULES = {
     "MMR, diversity 0.3": Row(RankingSettings(diversity=0.3), by_place=True),
     "MMR, diversity 0.7": Row(RankingSettings(diversity=0.7), by_place=True),
     "DPP, diversity 0.3": Row(RankingSettings(diversity=0.3, diversity_method="dpp"), by_place=True),
     "DPP, diversity 0.7": Row(RankingSettings(diversity=0.7, diversity_method="dpp"), by_place=True),
+    "under pressure, level 3": Row(RankingSettings(), pressure=WITH_FEWER_SOURCES),
 }
 RULES_OF_CATEGORIES = {
     "calibration 0.5": Row(RankingSettings(calibration=0.5), by_place=True),
@@ -167,7 +170,7 @@ class Product:
 
     def __init__(self, snapshot: Snapshot, row: Row, recall: Recall | None = None) -> None:
         self._snapshot = snapshot
-        self._by_place = row.by_place
+        self._by_place, self._request = row.by_place, Request(limit=LIST_LENGTH, pressure=row.pressure)
         self._kind = "view" if row.seen_only else snapshot.data.kind
         self._settings = ProfileSettings(event_weights={}) if row.seen_only else ProfileSettings()
         shards = GatheredRecall(snapshot.shards) if recall is None else recall
@@ -190,9 +193,8 @@ class Product:
         return np.array([-item.rank if self._by_place else item.score for item in answer.items], dtype=np.float64)
 
     async def _ask(self, profiles: Sequence[Profile], friends: Sequence[FriendLikes | None]) -> list[Answer]:
-        request = Request(limit=LIST_LENGTH)
         asked = zip(profiles, friends, strict=True)
-        return await asyncio.gather(*(self._recommender.recommend(request, *person) for person in asked))
+        return await asyncio.gather(*(self._recommender.recommend(self._request, *person) for person in asked))
 
     def _profiles(self, histories: Sequences) -> list[Profile]:
         """The fold of each history, as a running service would have it."""

@@ -21,7 +21,7 @@ from raysys.errors import ConfigError
 
 pytestmark = pytest.mark.redis
 
-MAIN = Path(__file__).parents[1] / "chaos" / "gateway_main.py"
+MAIN = Path(__file__).parents[2] / "benchmarks" / "alone_server.py"
 PASSWORD = "Pw-of-the-store-8f3c"
 WRONG_PASSWORD = "Pw-that-is-wrong-77aa"
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzZWNyZXQtcGVyc29uIn0.c2lnbmF0dXJlLW9mLXNvbWVib2R5"
