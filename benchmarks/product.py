@@ -123,7 +123,7 @@ class Snapshot:
         settings = BuildSettings(
             catalog=CatalogSettings(path=str(work / "items.parquet")),
             events=EventsSettings(path=str(work / "events.parquet"), default_kind=data.kind),
-            index=IndexSettings(root=str(work / "index")),
+            index=IndexSettings(root=str(work / "index"), keep=None),  # each is asked after all were built
             encoder=encoder,
             behaviour=behaviour,
         )
