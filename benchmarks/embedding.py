@@ -1,6 +1,6 @@
 """The bulk embedding job from start to end, against a plain loop over the same texts with the same weights.
 
-    python benchmarks/embedding.py [--n 50000] [--rounds 5] [--json FILE] [--quick]
+    python benchmarks/embedding.py [--n 50000] [--words 8 90] [--rounds 5] [--json FILE] [--quick]
     python benchmarks/embedding.py --steady [--texts 50000] [--words 8 90] [--hash] [--rounds 5] [--json FILE] [--quick]
 
 Ours is ``raysys build``: start Ray, read and clean the catalogue, encode its texts in a pool of actors, build the FAISS
@@ -9,7 +9,7 @@ Both run as processes of their own on the same cores and take turns; ratios are 
 
 Start-up is told apart by a second catalogue of a few texts: what a run takes beyond it is the time of the other texts.
 Then 1 % of the texts are changed and ours runs again over the same index folder. Without --n the texts are the
-9,066 films; with it, random texts of 8 to 90 words.
+9,066 films; with it, random texts of so many words.
 
 --steady asks another question: what Ray costs while the encoders are at work (``steady.py``).
 """
@@ -229,10 +229,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(n_rounds: int, n: int | None) -> tuple[list[str], list[Round]]:
+def measured(n_rounds: int, n: int | None, n_words: tuple[int, int]) -> tuple[list[str], list[Round]]:
     """The texts, and every round over them. Leaves no file behind."""
     with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
-        items = film_texts(Path(folder)) if n is None else made_up_texts(n)
+        items = film_texts(Path(folder)) if n is None else made_up_texts(n, n_words)
         rounds = []
         for number in range(n_rounds):
             console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
@@ -270,7 +270,7 @@ def main() -> int:
     busy = busy_share()
     warn_if_busy(busy)
     try:
-        items, rounds = measured(n_rounds, n)
+        items, rounds = measured(n_rounds, n, tuple(given.words))
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
