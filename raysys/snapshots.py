@@ -77,8 +77,8 @@ def _table(found: Sequence[Row]) -> Table:
     """Within 80 columns: what does not fit, such as the encoder, is in --json."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("snapshot", "", "state", "age", "items", "shards", "size"):
-        # An id that is cut cannot be copied.
-        table.add_column(name, justify="right" if name in {"age", "items", "size"} else "left", no_wrap=True)
+        # An id that is cut cannot be copied. What a snapshot is marked with may take two lines.
+        table.add_column(name, justify="right" if name in {"age", "items", "size"} else "left", no_wrap=name != "")
     for row in found:
         table.add_row(
             row.snapshot_id,

@@ -44,8 +44,9 @@ def served(**given: Any) -> ServeSettings:
     "name", ["", "Shop", "a b", "-a", "a-", "a/b", "..", "a:b", "a#b", "a\n", "ü", "a" * 33, *RESERVED]
 )
 def test_what_cannot_name_a_tenant(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot name a tenant"):
+    with pytest.raises(ConfigError, match="cannot name a tenant") as refused:
         served(tenant=name)
+    assert len(str(refused.value).splitlines()) == 2  # and nothing of what could not be worked out without it
     with pytest.raises(ConfigError, match="cannot name a tenant"):
         make_key("shop", {"read"}, tenant=name)
     with pytest.raises(ConfigError, match="cannot name a tenant"):
