@@ -376,10 +376,7 @@ class BuildSettings(Settings):
     @field_validator("index")
     @classmethod
     def _in_its_folder(cls, index: IndexSettings, info: ValidationInfo) -> IndexSettings:
-        tenant = info.data.get("tenant")
-        if tenant is None or "root" in index.model_fields_set:
-            return index
-        return index.model_copy(update={"root": _expand(f"{home_of(tenant)}/index")})
+        return _in_home(index, "root", "index", info)
 
     def with_everything(self) -> Self:
         """These settings with all models that can be fitted."""
@@ -737,10 +734,7 @@ class ServeSettings(Settings):
     @field_validator("impressions")
     @classmethod
     def _in_its_folder(cls, impressions: ImpressionSettings, info: ValidationInfo) -> ImpressionSettings:
-        tenant = info.data.get("tenant")
-        if tenant is None or "folder" in impressions.model_fields_set:
-            return impressions
-        return impressions.model_copy(update={"folder": _expand(f"{home_of(tenant)}/impressions")})
+        return _in_home(impressions, "folder", "impressions", info)
 
     @property
     def asks_who(self) -> bool:
@@ -755,6 +749,14 @@ class ServeSettings(Settings):
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def _in_home(part: S, field: str, name: str, info: ValidationInfo) -> S:
+    """The part with this field under the home of the tenant, where there is one and the field was not given."""
+    tenant = info.data.get("tenant")
+    if tenant is None or field in part.model_fields_set:
+        return part
+    return part.model_copy(update={field: _expand(f"{home_of(tenant)}/{name}")})
 
 
 def load(kind: type[S], path: str | Path) -> S:

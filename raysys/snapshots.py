@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -17,6 +17,9 @@ from raysys.errors import ConfigError, SnapshotError, Unavailable
 from raysys.index.inventory import readable_bytes
 from raysys.index.store import SnapshotStore
 from raysys.publishing.listing import Listing, Row, as_dict, listing
+
+if TYPE_CHECKING:  # it brings FAISS
+    from raysys.publishing.activate import Comparison
 
 POLL_S = 0.2
 MARKS = {"ok": "[green]ok[/]  ", "note": "[yellow]note[/]", "fail": "[red]FAIL[/]"}
@@ -136,13 +139,23 @@ def activate(
     places = _places(root, state, impressions)
     store = SnapshotStore(places.index_root, public_key or ())
     done = run(store, snapshot_id, places.impressions.folder, places.state, force)
-    for line in () if done.comparison is None else done.comparison.lines():
-        console.print(line, markup=False)
-    for reason in done.forced:
-        console.print(f"forced: {reason}", markup=False, style="yellow")
+    _say_compared(done.comparison, done.forced)
     was = f", was {done.before}" if done.before not in (None, snapshot_id) else ""
     console.print(f"published {snapshot_id}{was}", markup=False)
     _wait(wait, snapshot_id, deadline_s)
+
+
+def _say_compared(comparison: "Comparison | None", forced: Sequence[str]) -> None:
+    for line in () if comparison is None else comparison.lines():
+        console.print(line, markup=False)
+    for reason in forced:
+        console.print(f"forced: {reason}", markup=False, style="yellow")
+
+
+def _say_moved(moved: tuple[str, str], wait: str | None, deadline_s: float) -> None:
+    left, taken = moved
+    console.print(f"published {taken}, was {left}", markup=False)
+    _wait(wait, taken, deadline_s)
 
 
 @app.command()
@@ -163,10 +176,7 @@ def canary(
     places = _places(root, state, impressions)
     store = SnapshotStore(places.index_root, public_key or ())
     done = start_canary(store, snapshot_id, share, places.impressions.folder, places.state, force)
-    for line in () if done.comparison is None else done.comparison.lines():
-        console.print(line, markup=False)
-    for reason in done.canary.forced:
-        console.print(f"forced: {reason}", markup=False, style="yellow")
+    _say_compared(done.comparison, done.canary.forced)
     console.print(f"{share:.1%} of the people get {snapshot_id}, the others {done.canary.beside}", markup=False)
 
 
@@ -175,9 +185,7 @@ def promote(
     root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S, public_key: PublicKeys = None
 ) -> None:
     """Publish the canary: everybody is answered from it."""
-    left, taken = SnapshotStore(root, public_key or ()).promote()
-    console.print(f"published {taken}, was {left}", markup=False)
-    _wait(wait, taken, deadline_s)
+    _say_moved(SnapshotStore(root, public_key or ()).promote(), wait, deadline_s)
 
 
 @app.command()
@@ -192,9 +200,7 @@ def rollback(
     root: Root = ROOT, wait: Wait = None, deadline_s: Deadline = DEADLINE_S, public_key: PublicKeys = None
 ) -> None:
     """Publish again what was published before; each further time one step further back."""
-    left, taken = SnapshotStore(root, public_key or ()).rollback()
-    console.print(f"published {taken}, was {left}", markup=False)
-    _wait(wait, taken, deadline_s)
+    _say_moved(SnapshotStore(root, public_key or ()).rollback(), wait, deadline_s)
 
 
 @app.command()

@@ -67,9 +67,8 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self.registry,
         )
-        self.stage = cache(
-            self.stage_s.labels
-        )  # by its name, of which there are few; to look it up costs as much again
+        # By its name, of which there are few; to look it up costs as much again.
+        self.stage = cache(self.stage_s.labels)
         self.degraded = Counter("raysys_degraded", "Answers given without a part", ["part"], registry=self.registry)
         for part in LEFT_OUT:  # from 0 on, so that the first one is seen as a rise
             self.degraded.labels(part)

@@ -419,13 +419,20 @@ def test_killed_at_any_step_of_a_rollback_it_is_the_old_or_the_new(fresh) -> Non
     assert seen == {(C, B), (B, A)}
 
 
-def test_killed_at_any_step_of_a_promotion_it_is_the_old_or_the_new_and_no_canary_comes_back(fresh) -> None:
-    seen = set()
+@pytest.fixture
+def with_canary(fresh) -> Callable[[], SnapshotStore]:
+    """As ``fresh``, with a canary beside the published one."""
 
     def prepare() -> SnapshotStore:
         store = fresh()
         store.set_canary(A, 0.5, C)
         return store
+
+    return prepare
+
+
+def test_killed_at_any_step_of_a_promotion_it_is_the_old_or_the_new_and_no_canary_comes_back(with_canary) -> None:
+    seen = set()
 
     def check(store: SnapshotStore) -> None:
         canary = store.canary()
@@ -434,17 +441,12 @@ def test_killed_at_any_step_of_a_promotion_it_is_the_old_or_the_new_and_no_canar
             assert store.rollback() == (A, C)
             assert store.canary() is None
 
-    assert killed_everywhere(prepare, lambda store: store.promote(), check) > 5
+    assert killed_everywhere(with_canary, lambda store: store.promote(), check) > 5
     assert seen == {(C, A), (A, None)}
 
 
-def test_killed_at_any_step_of_the_start_or_end_of_a_canary_it_is_there_whole_or_not_at_all(fresh) -> None:
+def test_killed_at_any_step_of_the_start_or_end_of_a_canary_it_is_there_whole_or_not_at_all(fresh, with_canary) -> None:
     seen = set()
-
-    def prepare() -> SnapshotStore:
-        store = fresh()
-        store.set_canary(A, 0.5, C)
-        return store
 
     def check(store: SnapshotStore) -> None:
         canary = store.canary()
@@ -454,8 +456,8 @@ def test_killed_at_any_step_of_the_start_or_end_of_a_canary_it_is_there_whole_or
         assert not list(store.root.glob(".CANARY.*"))
 
     assert killed_everywhere(fresh, lambda store: store.set_canary(A, 0.5, C), check) > 3
-    assert killed_everywhere(prepare, lambda store: store.set_canary(A, 0.9, C), check) > 3
-    assert killed_everywhere(prepare, lambda store: store.withdraw(), check) > 1
+    assert killed_everywhere(with_canary, lambda store: store.set_canary(A, 0.9, C), check) > 3
+    assert killed_everywhere(with_canary, lambda store: store.withdraw(), check) > 1
     assert seen == {None, 0.5, 0.9}
 
 

@@ -163,17 +163,6 @@ def test_it_is_never_collected(tmp_path: Path) -> None:
     assert [one.path for one in collect(store, keep=1)] == [f"snapshots/{A}"]
 
 
-@pytest.fixture
-def store(shop: Shop, tmp_path: Path) -> SnapshotStore:
-    """A is published, B has the same content, C one shard instead of two."""
-    store = SnapshotStore(tmp_path / "index")
-    for snapshot_id in (A, B):
-        copy_of(shop.snapshot(2), store, snapshot_id)
-    copy_of(shop.snapshot(1), store, C)
-    store.publish(A)
-    return store
-
-
 def test_it_is_verified_and_compared_before_anybody_gets_it(store: SnapshotStore) -> None:
     with pytest.raises(SnapshotRefused, match="2 -> 1 shards"):
         start_canary(store, C, 0.05, n_asked=5)

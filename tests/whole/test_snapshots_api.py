@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from snapshot_shelf import A, B, C, D, copy_of, swap, unfinished
-from support import Served, Shop, serve_here, server_of
+from snapshot_shelf import A, B, C, D, swap, unfinished
+from support import Served, serve_here, server_of
 from typer.testing import CliRunner
 
 from raysys.cli import app
@@ -24,17 +24,6 @@ from raysys.serving.audit import SNAPSHOTS
 from raysys.serving.snapshots import LONG_AT_ONCE, Acts
 
 PATH = "/v1/admin/snapshots"
-
-
-@pytest.fixture
-def store(shop: Shop, tmp_path: Path) -> SnapshotStore:
-    """A is published, B has the same content, C one shard instead of two."""
-    store = SnapshotStore(tmp_path / "index")
-    for snapshot_id in (A, B):
-        copy_of(shop.snapshot(2), store, snapshot_id)
-    copy_of(shop.snapshot(1), store, C)
-    store.publish(A)
-    return store
 
 
 @pytest_asyncio.fixture
