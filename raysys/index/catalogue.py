@@ -3,10 +3,10 @@
 Everything is memory-mapped and read row by row, so nothing here grows with the catalogue but the mapped files.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from raysys.keys import item_keys
 from raysys.types import Keys, Terms, Vectors
 
 INTERNAL_COLUMNS = {"item_id", "text_key"}
+REMEMBERED_ITEMS = 4_096
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,13 @@ class Catalogue:
         return self.metadata(int(found.shard[0]), int(found.row[0])) if found.known[0] else None
 
     def metadata(self, shard: int, row: int) -> Mapping[str, Any]:
-        """The fields of one item that are set, as plain JSON values; times in RFC 3339."""
-        columns = self._columns[shard]
-        values = {name: column[row].as_py() for name, column in columns.items()}
-        return {name: _plain(value) for name, value in values.items() if value is not None and value != []}
+        """The fields of one item that are set, as plain JSON values; times in RFC 3339. Not to be changed."""
+        return self._remembered(shard, row)
+
+    @cached_property
+    def _remembered(self) -> Callable[[int, int], Mapping[str, Any]]:
+        """What lists show most, as they show it."""
+        return lru_cache(REMEMBERED_ITEMS)(partial(_metadata, self._columns))  # without a way back to this object
 
     def item_id(self, shard: int, row: int) -> str:
         """The id of the item at this place."""
@@ -151,6 +155,11 @@ def _student(folder: Path, manifest: Manifest) -> Student | None:
     if f"{FOLDER}/{ABOUT}" not in manifest.files:
         return None
     return Student.load(folder / FOLDER, manifest.encoder_identity)
+
+
+def _metadata(columns: Sequence[Mapping[str, pa.Array]], shard: int, row: int) -> Mapping[str, Any]:
+    values = {name: column[row].as_py() for name, column in columns[shard].items()}
+    return {name: _plain(value) for name, value in values.items() if value is not None and value != []}
 
 
 def _places(found: Found) -> Iterator[tuple[int, int]]:

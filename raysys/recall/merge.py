@@ -14,8 +14,11 @@ LEAST_OF_NOW = 10
 def merge(answers: Sequence[Candidates], k: int) -> Candidates:
     """Keep, per source, the best of all shards, ``n_best`` of them; an item lives in one shard, so none comes twice.
 
-    ``answers`` holds one or more. Popularity fills only when the other sources found fewer than k items in all.
+    ``answers`` holds one or more, each cut to k by its shard: one alone is the answer as it is. Popularity fills only
+    when the other sources found fewer than k items in all.
     """
+    if len(answers) == 1:
+        return answers[0]
     everything = concatenate(answers)
     found_by = np.zeros(len(everything), dtype=np.uint16)
     for source in range(POPULAR):

@@ -141,5 +141,5 @@ def test_less_than_the_least_coverage_is_refused(start: Start) -> None:
         row = faulty.kill("shard, the only one, with min_coverage 1", faulty.pids("shard-00"), "shard-00")
         see_recovery(row)
         assert set(row.statuses) == {503}
-        assert row.partial == 0
+        assert row.n_incomplete == 0
         assert row.latest_s <= DEADLINE_S + LATE_S

@@ -43,7 +43,8 @@ def test_the_best_of_each_source_stay_whatever_their_shard() -> None:
 
 
 def test_an_item_that_misses_one_sources_cut_keeps_the_bit_of_another() -> None:
-    merged = merge([candidates([(1, scored(query=0.9, profile=0.1), 3), (2, scored(query=0.5, profile=0.7), 3)])], k=1)
+    left = candidates([(1, scored(query=0.9, profile=0.1), 3)])
+    merged = merge([left, candidates([(2, scored(query=0.5, profile=0.7), 3)], shard=1)], k=1)
     assert keys(merged) == [1, 2]
     assert merged.found_by.tolist() == [1 << QUERY, 1 << PROFILE]
 
@@ -62,9 +63,8 @@ def test_popularity_fills_only_what_the_others_leave_open() -> None:
 
 
 def test_a_score_without_the_bit_does_not_put_an_item_forward() -> None:
-    merged = merge(
-        [candidates([(1, scored(query=0.1), 1 << QUERY), (2, scored(query=0.9, transition=0.5), 1 << TRANSITION)])], k=1
-    )
+    left = candidates([(1, scored(query=0.1), 1 << QUERY)])
+    merged = merge([left, candidates([(2, scored(query=0.9, transition=0.5), 1 << TRANSITION)], shard=1)], k=1)
     assert merged.found_by.tolist() == [1 << QUERY, 1 << TRANSITION]
 
 
@@ -97,7 +97,7 @@ def best(rows: list[tuple[int, list[float], int]], source: int, k: int) -> set[i
     return {key for _, key in sorted(mine)[:k]}
 
 
-@given(ROWS, st.integers(1, 5), st.integers(1, 12), st.randoms(use_true_random=False))
+@given(ROWS, st.integers(2, 5), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_any_split_over_shards_gives_the_same(drawn, n_shards, k, random) -> None:
     names = random.sample(range(10_000), len(drawn))
     rows = [(key, list(scores), bits) for key, (scores, bits) in zip(names, drawn, strict=True)]
