@@ -93,10 +93,19 @@ def resolve_columns(settings: CatalogSettings, available: Sequence[str]) -> dict
         mapping.resolve(settings.columns, ITEM_SCHEMA.names, ["title"], available)
     for name in settings.attributes:
         if name in _RESERVED:
-            raise ConfigError(f"attributes: {name!r} is a name that Raysys uses itself. Choose another.")
+            raise ConfigError(_taken(name, settings.attributes[name]))
     mapping.check_present("attributes", settings.attributes, available)
     template_of(settings, settings.attributes)
     return columns
+
+
+def _taken(name: str, column: str) -> str:
+    """What is said of an attribute with a name of ours."""
+    if name in ITEM_SCHEMA.names:
+        return (
+            f"attributes: {name!r} is a field that every catalogue has. Write `columns: {{{name}: {column}}}` instead."
+        )
+    return f"attributes: {name!r} is a name that Raysys uses itself. Choose another."
 
 
 def columns_to_read(settings: CatalogSettings, columns: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from raysys.data.prepared import SOURCE_FIELDS, Fault, build_table, place_of_row
 from raysys.data.readers import Batch
 from raysys.data.rejects import Problem, Reject
 from raysys.data.values import Parsed, Parser, as_text, parse_column, parse_event_time_s, parse_id, parse_number
+from raysys.errors import ConfigError
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -28,6 +29,7 @@ EVENT_SCHEMA = pa.schema(
 )
 FIELDS = ("event_id", "kind", "user_id", "item_id", "value", "timestamp", "text")
 REQUIRED = ("user_id", "item_id", "timestamp")
+IN_THE_API = {"type": "kind"}  # what events are called there, so that what was sent can also be read
 MAX_KIND_CHARS = 64
 MAX_TEXT_CHARS = 8_000
 
@@ -41,11 +43,20 @@ class PreparedEvents:
 
 
 def resolve_event_columns(settings: EventsSettings, available: Sequence[str]) -> dict[str, str]:
-    """Our field -> the column that holds it; user_id, item_id and timestamp are required.
+    """Our field -> the column that holds it; user_id, item_id and timestamp are required. ``type`` is another name of
+    ``kind``, in the settings and in the file.
 
     Raises ConfigError, naming what was expected, what was found and close matches.
     """
-    return mapping.resolve(settings.columns, FIELDS, REQUIRED, available)
+    mapped = dict(settings.columns)
+    for theirs, ours in IN_THE_API.items():
+        if theirs in mapped and ours in mapped:
+            raise ConfigError(f"columns: {theirs!r} and {ours!r} are one field. Leave one of them out.")
+        if theirs in mapped:
+            mapped[ours] = mapped.pop(theirs)
+        elif theirs in available and ours not in mapped and ours not in available:
+            mapped[ours] = theirs
+    return mapping.resolve(mapped, FIELDS, REQUIRED, available)
 
 
 def prepare_events(batch: Batch, settings: EventsSettings, columns: Mapping[str, str]) -> PreparedEvents:

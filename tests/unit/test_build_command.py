@@ -33,6 +33,14 @@ def test_nonsense_is_refused_before_anything_starts(tmp_path: Path, option: list
     assert "the command line is not valid" in str(result.exception)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers_is_said_at_once(tmp_path: Path, address: str) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n1,one\n")
+    result = CliRunner().invoke(app, ["build", str(tmp_path / "items.csv"), "--address", address])
+    assert isinstance(result.exception, ConfigError)
+    assert f"no Ray cluster answers at {address}" in str(result.exception)
+
+
 def test_what_a_worker_of_a_cluster_finds_full_is_one_line(shop: Shop, tmp_path: Path) -> None:
     """Ray raises it again as an error whose message is the traceback of the worker."""
     full = OSError(errno.ENOSPC, "No space left on device")

@@ -64,6 +64,7 @@ def test_columns_are_found_by_mapping_and_by_name() -> None:
         ({"columns": {"titel": "title"}}, ["item_id", "title"], "'titel' is not a field. Did you mean 'title'?"),
         ({"attributes": {"brand": "marke"}}, ["item_id", "title"], "'brand' is to come from column 'marke'"),
         ({"attributes": {"item_text": "title"}}, ["item_id", "title"], "Raysys uses itself"),
+        ({"attributes": {"price": "cost"}}, ["item_id", "title", "cost"], "`columns: {price: cost}`"),
         ({"template": "{titel}"}, ["item_id", "title"], "{titel} is none of its fields"),
         ({"template": "{title"}, ["item_id", "title"], "template"),
         ({"template": "words"}, ["item_id", "title"], "no field in it"),

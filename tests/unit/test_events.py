@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysys.config import EventsSettings
-from raysys.data.events import EVENT_SCHEMA, PreparedEvents, event_id_of, prepare_events, resolve_event_columns
+from raysys.data.events import (
+    EVENT_SCHEMA,
+    REQUIRED,
+    PreparedEvents,
+    event_id_of,
+    prepare_events,
+    resolve_event_columns,
+)
 from raysys.data.readers import Batch, columns_of, discover, read
 from raysys.errors import ConfigError
 
@@ -82,6 +89,20 @@ def test_bad_rows_go_and_their_neighbours_stay() -> None:
 def test_a_missing_column_is_explained() -> None:
     with pytest.raises(ConfigError, match=r"'item_id', which is required. Did you mean 'itemId'\?"):
         resolve_event_columns(EventsSettings(path="x"), ["user_id", "itemId", "timestamp"])
+
+
+@pytest.mark.parametrize(
+    ("mapped", "available"),
+    [({}, ["type"]), ({"type": "did"}, ["did"]), ({"kind": "did"}, ["did", "type"]), ({}, ["kind", "type"])],
+)
+def test_a_kind_may_be_called_a_type_as_in_the_api(mapped: dict[str, str], available: list[str]) -> None:
+    found = resolve_event_columns(EventsSettings(path="x", columns=mapped), [*REQUIRED, *available])
+    assert found["kind"] == available[0]
+
+
+def test_a_kind_and_a_type_at_once_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'type' and 'kind' are one field"):
+        resolve_event_columns(EventsSettings(path="x", columns={"kind": "a", "type": "b"}), [*REQUIRED, "a", "b"])
 
 
 def test_event_ids_stay_the_same_between_releases() -> None:
