@@ -78,7 +78,8 @@ def build(
         console.print(line)
     snapshot_id, root = manifest.snapshot_id, settings.index.root
     if settings.index.publish:
-        console.print(f"published [bold]{snapshot_id}[/] under {root}; next: raysys serve")
+        where = "" if root == IndexSettings().root else f" --root {root}"
+        console.print(f"published [bold]{snapshot_id}[/] under {root}; next: raysys serve{where}")
     else:
         console.print(f"built [bold]{snapshot_id}[/]; next: raysys snapshots activate {snapshot_id} --root {root}")
 
@@ -149,6 +150,7 @@ def _build_settings(source: str) -> BuildSettings:
 @app.command()
 def serve(
     settings: Annotated[Path | None, typer.Argument(help="Serve settings (YAML); defaults without.")] = None,
+    root: Annotated[str | None, typer.Option(help="The folder of the index, `index.root` of the build.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     fused: Annotated[bool, typer.Option("--fused", help="All tiers in one process.")] = False,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 for all that reach this machine.")] = "127.0.0.1",
@@ -161,7 +163,13 @@ def serve(
     from raysys.serving.session import local_service
 
     tls = _tls(tls_cert, tls_key)
-    given = {"topology": "fused" if fused else None, "api_keys": api_keys, "open": open_ or None, "tls": tls}
+    given = {
+        "index_root": root,
+        "topology": "fused" if fused else None,
+        "api_keys": api_keys,
+        "open": open_ or None,
+        "tls": tls,
+    }
     args = _serve_args(settings, {name: value for name, value in given.items() if value is not None})
     _check_access(args, host)  # here, where a mistake costs no start of Ray
     with local_service() as service:

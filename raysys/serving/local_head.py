@@ -127,7 +127,7 @@ class LocalHead:
         self.stop()
 
     def start(self) -> None:
-        """Start the head and wait until its dashboard answers. Raises Unavailable with the end of its log."""
+        """Start the head and wait until its node is up. Raises Unavailable with the end of its log."""
         log = (self.folder / "head.log").open("wb")
         with log:
             self._process = subprocess.Popen(  # noqa: S603  # our own command, no shell
@@ -160,12 +160,18 @@ class LocalHead:
         token = (self.folder / "token").read_text()
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
-                raise Unavailable(f"the Ray head ended at once. Its last words:\n{self.log_tail()}")
+                raise Unavailable(
+                    "the Ray head ended as it started; on a busy machine its processes take longer than it waits for "
+                    f"them, then try again. Its last words:\n{self.log_tail()}"
+                )
             with contextlib.suppress(httpx.HTTPError):
                 answer = httpx.get(
-                    f"{self.dashboard_url}/api/version", headers={"Authorization": f"Bearer {token}"}, timeout=2
+                    f"{self.dashboard_url}/nodes",
+                    params={"view": "summary"},
+                    headers={"Authorization": f"Bearer {token}"},
+                    timeout=2,
                 )
-                if answer.is_success:
+                if answer.is_success and '"ALIVE"' in answer.text:  # the dashboard is there before the node is
                     return
             time.sleep(0.1)
         raise Unavailable(f"the Ray head did not answer within {START_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
