@@ -695,7 +695,7 @@ class ServeSettings(Settings):
     ``rate_limit``: of each key that has none of its own, and of each subject of tokens, in each gateway process; None =
     no limit.
     ``tls``: None = plain HTTP. ``snapshot_public_keys``: files of the public keys whose snapshots are served, and no
-    others (``index.signing``); none = all are.
+    others (``index.signing``), read again when they change; none = all are.
     """
 
     tenant: Tenant | None = None
