@@ -6,7 +6,7 @@ from pathlib import Path
 
 from raysys.config import TlsSettings
 from raysys.disk import Stamp, stamp_of
-from raysys.errors import ConfigError, Unavailable
+from raysys.errors import ConfigError
 from raysys.serving.proxy import give_certificate, put_certificate, read_certificate
 from raysys.tls import check_certificate
 
@@ -38,7 +38,7 @@ class Renewal:
         """Give the proxy the certificate if it is new. What fails is said once, and tried again at the next look."""
         try:
             self._look()
-        except (ConfigError, Unavailable, OSError) as error:
+        except Exception as error:  # whatever it is, the proxy serves on and the looking must not end
             if str(error) != self._problem:
                 log.warning("the certificate that is in use stays: %s", error)
             self._problem = str(error)
