@@ -1,6 +1,6 @@
 """A hundred new snapshots and rollbacks while people ask: does anybody notice?
 
-    python benchmarks/swaps.py [--swaps 100] [--per-s 50] [--topology tiered] [--json FILE] [--quick]
+    python benchmarks/swaps.py [--swaps 100] [--per-s 50] [--topology tiered] [--canary 0.3] [--json FILE] [--quick]
 
 Two snapshots of one catalogue whose lists differ are built, and while nobody else asks it is written down what each
 answers to the same questions: recommendations for known users, searches by text, similar items. Then these questions
@@ -8,6 +8,9 @@ come at a fixed pace (open loop; a latency counts from when its request was due)
 between them, while the pointer moves to the one snapshot and back. Every answer must name a snapshot and be what that
 one said: another list under its name is a mixed one. Calm stretches before and after are what latencies are compared
 with. The load shares the machine with what it loads.
+
+With ``--canary`` a third snapshot is the canary of this share of the people beside each that is published: every move
+of the pointer ends it, and then it starts anew. Whoever gets its lists and is not of its people is on a wrong side.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,17 +42,19 @@ from worlds import Prepared, films, prepare, synthetic
 
 from raysys.config import BuildSettings
 from raysys.errors import RaysysError
+from raysys.index.canary import Canary
 from raysys.index.store import SnapshotStore
 from raysys.serving.deploy import replica_pids
 from raysys.serving.local_head import free_ports
 from raysys.serving.session import local_service
 from raysys.training.local import build_here
+from raysys.types import user_key
 
 CONNECTIONS, N_QUESTIONS = 64, 80
 CALM_S, RAMP_S, PAUSE_S = 30.0, 3.0, 0.2
 FLIP_DEADLINE_S = 60.0
 EVENTS_SHARE = 0.1
-HALF_LIFE_DAYS = 30  # of the other snapshot's popularity: its lists differ
+HALF_LIFE_DAYS, CANARY_HALF_LIFE_DAYS = 30, 3  # of the other snapshots' popularity: their lists differ
 
 console = Console(width=120, highlight=False)
 
@@ -57,9 +63,13 @@ Lists = dict[str, list[str]]  # snapshot id -> the item ids of its answer
 
 @dataclass(eq=False)
 class Question:
-    """A request as bytes, and what each snapshot answers to it; nothing for events, which are only taken."""
+    """A request as bytes, and what each snapshot answers to it; nothing for events, which are only taken.
+
+    user: the key of who asks, None = nobody who is named.
+    """
 
     wire: bytes
+    user: str | None = None
     wanted: Lists = field(default_factory=dict)
 
 
@@ -89,10 +99,14 @@ class Stretch:
 class Traffic:
     """The load: goes on until it is stopped, and puts what comes of it into ``stretch``."""
 
-    def __init__(self, port: int, per_s: float, questions: Sequence[Question], events: Iterator[bytes]) -> None:
+    def __init__(
+        self, port: int, per_s: float, questions: Sequence[Question], events: Iterator[bytes], canary: Canary | None
+    ) -> None:
+        """canary: whose lists only its people may get, whenever it runs."""
         self._port, self._per_s, self._questions, self._events = port, per_s, questions, events
+        self._canary = canary
         self.stretch = Stretch()
-        self.serving: str | None = None  # the snapshot that was named last
+        self.named = Counter[str]()  # the snapshots of the answers
 
     async def run(self) -> None:
         requests = at_pace(self._requests(), self._per_s, time.perf_counter())
@@ -114,10 +128,18 @@ class Traffic:
         answer = json.loads(body)
         if "items" not in answer:
             return None if not answer["rejected"] else "events rejected"
-        self.serving = answer["snapshot_id"]
+        self.named[answer["snapshot_id"]] += 1
         if answer["degraded"]:
             return f"degraded: {', '.join(answer['degraded'])}"
+        if self._is_astray(question, answer["snapshot_id"]):
+            return "of the wrong side"
         return None if ids(answer) == question.wanted.get(answer["snapshot_id"]) else "mixed"
+
+    def _is_astray(self, question: Question, snapshot_id: str) -> bool:
+        """Whether this is a list of the canary for somebody who is not of its people."""
+        if self._canary is None or snapshot_id != self._canary.snapshot_id:
+            return False
+        return question.user is None or not self._canary.has(question.user)
 
 
 def ids(answer: dict[str, Any]) -> list[str]:
@@ -144,15 +166,16 @@ def made_up_events() -> Iterator[bytes]:
 
 
 async def written_down(
-    port: int, asked: Sequence[tuple[str, dict[str, object]]], store: SnapshotStore, other: str
+    port: int, asked: Sequence[tuple[str, dict[str, object]]], store: SnapshotStore, others: Sequence[str]
 ) -> list[Question]:
-    """What each of the two snapshots answers, while nobody else asks. The first is published again afterwards.
+    """What the published snapshot and each of the others answer, while nobody else asks. It is published again then.
 
     Questions whose answer is not the same twice are left out.
     """
-    questions = [Question(on_the_wire("POST", route, body | {"limit": 10})) for route, body in asked]
+    questions = [Question(on_the_wire("POST", route, body | {"limit": 10}), _user_of(body)) for route, body in asked]
     unsteady: set[Question] = set()
-    for move in (lambda: None, lambda: store.publish(other), store.rollback):
+    there_and_back = [move for other in others for move in (partial(store.publish, other), store.rollback)]
+    for move in (lambda: None, *there_and_back):
         await asyncio.to_thread(move)
         await _served(port, questions[0], store.current_id())
         for question in questions:
@@ -160,6 +183,10 @@ async def written_down(
             if question.wanted.setdefault(answer["snapshot_id"], ids(answer)) != ids(answer):
                 unsteady.add(question)
     return [question for question in questions if question not in unsteady]
+
+
+def _user_of(body: dict[str, object]) -> str | None:
+    return user_key(str(body["user_id"]), None) if "user_id" in body else None
 
 
 async def _alone(port: int, question: Question) -> dict[str, Any]:
@@ -190,31 +217,51 @@ async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 async def swap(store: SnapshotStore, other: str, traffic: Traffic) -> float:
     """Move the pointer to the other snapshot, or back from it. Returns the seconds until an answer named it."""
+    back = store.current_id() == other
+    return await _moved(store.rollback if back else partial(store.publish, other), traffic, store.current_id)
+
+
+async def start(store: SnapshotStore, canary: Canary, traffic: Traffic) -> float:
+    """Start the canary beside what is published. Returns the seconds until an answer named it."""
+    begin = partial(store.set_canary, canary.snapshot_id, canary.share, store.current_id())
+    return await _moved(begin, traffic, lambda: canary.snapshot_id)
+
+
+async def _moved(move: Callable[[], object], traffic: Traffic, wanted: Callable[[], str]) -> float:
+    """Do it. Returns the seconds until an answer named the snapshot that is wanted then."""
     start_s = time.perf_counter()
-    await asyncio.to_thread(store.rollback if store.current_id() == other else lambda: store.publish(other))
-    wanted = store.current_id()
+    traffic.named.clear()
+    await asyncio.to_thread(move)
+    snapshot_id = wanted()
 
     async def is_seen() -> bool:
-        return traffic.serving == wanted
+        return traffic.named[snapshot_id] > 0
 
     await _until(is_seen)
     return time.perf_counter() - start_s
 
 
-async def measure(port: int, given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any]:
+async def measure(
+    port: int, given: argparse.Namespace, world: Prepared, other: str, canary: Canary | None
+) -> dict[str, Any]:
     """The figures of the two calm stretches together, and of the one with swaps."""
     store = SnapshotStore(world.index_root)
-    questions = await written_down(port, questions_of(world, N_QUESTIONS), store, other)
+    others = [other, *(() if canary is None else [canary.snapshot_id])]
+    questions = await written_down(port, questions_of(world, N_QUESTIONS), store, others)
     console.print(f"[dim]{len(questions)} questions; {share_of_others(questions):.0%} of them have two lists[/]")
-    traffic = Traffic(port, given.per_s, questions, made_up_events())
+    traffic = Traffic(port, given.per_s, questions, made_up_events(), canary)
     under_way = asyncio.create_task(traffic.run())
     calm_s = 3.0 if given.quick else CALM_S
     await asyncio.sleep(RAMP_S)
     traffic.stretch = calm = Stretch()
     await asyncio.sleep(calm_s)
     traffic.stretch = swapped = Stretch()
-    took_s = []
+    took_s, starts_s, n_of_canary = [], [], 0
     for n in range(given.swaps):
+        if canary is not None:
+            starts_s.append(await start(store, canary, traffic))
+            await asyncio.sleep(PAUSE_S)
+            n_of_canary += traffic.named[canary.snapshot_id]
         took_s.append(await swap(store, other, traffic))
         console.print(f"[dim]swap {n + 1}: {took_s[-1]:.1f} s[/]", end="\r")
         await asyncio.sleep(PAUSE_S)
@@ -224,6 +271,8 @@ async def measure(port: int, given: argparse.Namespace, world: Prepared, other: 
     with suppress(asyncio.CancelledError):
         await under_way
     flips = {"n_swaps": len(took_s), "flip_p50_s": round(median(took_s), 2), "flip_max_s": round(max(took_s), 2)}
+    if canary is not None:
+        flips |= {"canary_p50_s": round(median(starts_s), 2), "canary_answers": n_of_canary}
     rows = {"calm": calm.as_dict(), "swaps": swapped.as_dict()}
     return flips | rows | {"p99_ratio": round(rows["swaps"]["p99_ms"] / rows["calm"]["p99_ms"], 2)}
 
@@ -233,7 +282,7 @@ def share_of_others(questions: Sequence[Question]) -> float:
     return sum(len({tuple(one) for one in question.wanted.values()}) > 1 for question in questions) / len(questions)
 
 
-def run(given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any]:
+def run(given: argparse.Namespace, world: Prepared, other: str, canary: Canary | None) -> dict[str, Any]:
     """The figures of one application. What is started here has ended when this returns or raises."""
     with ExitStack() as stack:
         service = stack.enter_context(local_service())
@@ -243,21 +292,31 @@ def run(given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any
         stack.callback(service.stop_serving)
         wait_until(lambda: httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5), "the application")
         pids = replica_pids(service.head.dashboard_url, service.token)
-        found = asyncio.run(measure(port, given, world, other))
+        found = asyncio.run(measure(port, given, world, other, canary))
         return found | {"same_processes": replica_pids(service.head.dashboard_url, service.token) == pids}
 
 
 def two_snapshots(given: argparse.Namespace) -> tuple[Prepared, str]:
     """The published one, and the id of another that is not."""
-    home = given.home.expanduser()
-    folder = home / ("synthetic-500" if given.quick else "films")
-    settings = synthetic(folder, 500) if given.quick else films(folder)
+    folder, settings = _catalogue(given)
     world = prepare(folder.name, folder, settings)
-    return world, build_here(_otherwise(settings)).snapshot_id
+    return world, build_here(_otherwise(settings, HALF_LIFE_DAYS)).snapshot_id
 
 
-def _otherwise(settings: BuildSettings) -> BuildSettings:
-    behaviour = settings.behaviour.model_copy(update={"popularity_half_life_days": HALF_LIFE_DAYS})
+def canary_of(given: argparse.Namespace, share: float) -> Canary:
+    """Another one again, as it is the canary of this share of the people; beside which one does not count here."""
+    _, settings = _catalogue(given)
+    snapshot_id = build_here(_otherwise(settings, CANARY_HALF_LIFE_DAYS)).snapshot_id
+    return Canary(snapshot_id=snapshot_id, share=share, beside="", at="")
+
+
+def _catalogue(given: argparse.Namespace) -> tuple[Path, BuildSettings]:
+    folder = given.home.expanduser() / ("synthetic-500" if given.quick else "films")
+    return folder, synthetic(folder, 500) if given.quick else films(folder)
+
+
+def _otherwise(settings: BuildSettings, half_life_days: float) -> BuildSettings:
+    behaviour = settings.behaviour.model_copy(update={"popularity_half_life_days": half_life_days})
     index = settings.index.model_copy(update={"publish": False})
     return settings.model_copy(update={"behaviour": behaviour, "index": index})
 
@@ -269,6 +328,9 @@ def table(found: dict[str, Any], given: argparse.Namespace) -> Table:
         f"until an answer named the other snapshot: median {found['flip_p50_s']} s, most {found['flip_max_s']} s; "
         f"p99 {found['p99_ratio']} of the calm one (aim: at most 2); {processes} processes"
     )
+    if "canary_answers" in found:
+        title += f", a canary of {given.canary:.0%} beside"
+        caption += f"; {found['canary_answers']:,} answers of the canary, {found['canary_p50_s']} s after its start"
     drawn = Table(title=title, caption=caption)
     for column in ("", "answers", "failed", "mixed", "p50 ms", "p99 ms", "max ms"):
         drawn.add_column(column, justify="right")
@@ -285,6 +347,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--swaps", type=int, default=100, help="half of them rollbacks")
     parser.add_argument("--per-s", type=float, default=50.0, help="requests a second")
     parser.add_argument("--topology", choices=("tiered", "fused"), default="tiered")
+    parser.add_argument("--canary", type=float, help="the share of the people who get a third snapshot, above 0")
     parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, four swaps")
@@ -299,7 +362,8 @@ def main() -> int:
     busy = busy_share()
     warn_if_busy(busy)
     try:
-        found = run(given, *two_snapshots(given))
+        world, other = two_snapshots(given)
+        found = run(given, world, other, None if given.canary is None else canary_of(given, given.canary))
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -310,6 +374,7 @@ def main() -> int:
             "machine": machine(busy),
             "topology": given.topology,
             "per_s": given.per_s,
+            "canary": given.canary,
             **found,
         }
         given.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")

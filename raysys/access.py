@@ -21,15 +21,13 @@ from typing import Annotated, Literal, Protocol, get_args
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from raysys.config import RateLimit, Tenant, check_tenant
-from raysys.disk import replacing
+from raysys.disk import Stamp, replacing, stamp_of
 from raysys.errors import ConfigError
 
 Scope = Literal["read", "write", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY = re.compile(rb"rs_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-
-Stamp = tuple[int, ...]
 
 
 class Caller(Protocol):
@@ -135,10 +133,9 @@ class KeyFile:
     def stamp(self) -> Stamp:
         """Numbers that are others once the file or its permissions changed. Raises ConfigError where there is none."""
         try:
-            now = self.path.stat()
+            return stamp_of(self.path)
         except OSError as error:
             raise self._unreadable(error) from error
-        return now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
 
     def read(self) -> tuple[Key, ...]:
         """All keys, also expired ones. Raises ConfigError for a file that is not there, not private or not whole."""

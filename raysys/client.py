@@ -86,8 +86,9 @@ class Client:
     def activate_snapshot(self, snapshot_id: str, **body: Any) -> dict[str, Any]:
         return self.post("/v1/admin/snapshots:activate", {"snapshot_id": snapshot_id, **body})
 
-    def rollback_snapshot(self, **body: Any) -> dict[str, Any]:
-        return self.post("/v1/admin/snapshots:rollback", body)
+    def rollback_snapshot(self, published: str) -> dict[str, Any]:
+        """Back from this one, which must still be the published one."""
+        return self.post("/v1/admin/snapshots:rollback", {"published": published})
 
     def start_canary(self, snapshot_id: str, share: float, **body: Any) -> dict[str, Any]:
         return self.post("/v1/admin/snapshots:canary", {"snapshot_id": snapshot_id, "share": share, **body})

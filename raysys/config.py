@@ -684,7 +684,7 @@ class ServeSettings(Settings):
     ``student``: where the snapshot has one, ``auto`` = it encodes queries that would wait for the encoder for more than
     15 % of ``deadline_s``, and all while the encoder is away; ``always`` = all queries; ``never`` = none.
     ``min_coverage``: a list that was chosen from a smaller share of the items, as shards do not answer, is refused with
-    503; 0 = one shard is enough.
+    503, and a gateway is not ready that has no more; 0 = one shard is enough.
     ``brown_out``: leave things out of lists before anybody is sent away (``serving.brown_out``).
     ``probe_every_s``: how often each gateway measures its own freshness (``serving.probe``); None = never.
     ``cached_queries``: the vectors of so many texts of queries stay in each gateway's memory, the latest; 0 = none.
@@ -695,7 +695,7 @@ class ServeSettings(Settings):
     ``rate_limit``: of each key that has none of its own, and of each subject of tokens, in each gateway process; None =
     no limit.
     ``tls``: None = plain HTTP. ``snapshot_public_keys``: files of the public keys whose snapshots are served, and no
-    others (``index.signing``); none = all are.
+    others (``index.signing``), read again when they change; none = all are.
     """
 
     tenant: Tenant | None = None

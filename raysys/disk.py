@@ -1,10 +1,18 @@
-"""What stays through a power cut."""
+"""What stays through a power cut, and whether a file has changed."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+Stamp = tuple[int, ...]
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Numbers that are others once the file or its permissions changed. Raises OSError."""
+    now = path.stat()
+    return now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
 
 
 @contextmanager

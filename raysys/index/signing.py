@@ -4,6 +4,7 @@ The signature is a file beside the manifest, 64 bytes, as ``openssl pkeyutl -ver
 names its snapshot, so that a signature is worth nothing in another folder.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from raysys.errors import ConfigError, SnapshotUntrusted
 
 SIGNATURE = "manifest.sig"
 PUBLIC = ".pub"
+
+log = logging.getLogger(__name__)
 
 
 def make_signing_key(path: Path) -> Path:
@@ -85,14 +88,20 @@ def _content(path: str | Path, forbidden: int, what: str) -> bytes:
 
 
 class Signers:
-    """Whose snapshots are taken: those signed with one of these keys, each the path of a public one."""
+    """Whose snapshots are taken: those signed with one of these keys, each the path of a public one.
+
+    The files are read at each check, so that another key in one of them counts at once. What can then not be read
+    changes nothing: the key that was in it before still counts.
+    """
 
     def __init__(self, public_keys: Sequence[str | Path]) -> None:
         """Raises ConfigError as ``read_public_key``."""
-        self._keys = [read_public_key(path) for path in public_keys]
+        self._keys = {path: read_public_key(path) for path in public_keys}
+        self._problem: str | None = None
 
     def check(self, folder: Path, manifest: bytes) -> None:
         """Whether one of them has signed these bytes of the manifest in ``folder``. Raises SnapshotUntrusted."""
+        self._read_again()
         try:
             signature = (folder / SIGNATURE).read_bytes()
         except OSError as error:
@@ -100,11 +109,23 @@ class Signers:
                 f"{folder} is not signed ({SIGNATURE}: {error.strerror}), and only signed snapshots are taken here; "
                 "`raysys snapshots sign` signs one"
             ) from error
-        if not any(_is_of(key, signature, manifest) for key in self._keys):
+        if not any(_is_of(key, signature, manifest) for key in self._keys.values()):
             known = "the key" if len(self._keys) == 1 else f"any of the {len(self._keys)} keys"
             raise SnapshotUntrusted(
                 f"the signature of {folder} is not by {known} that is trusted here, or the manifest was changed since"
             )
+
+    def _read_again(self) -> None:
+        problems = []
+        for path in self._keys:
+            try:
+                self._keys[path] = read_public_key(path)
+            except ConfigError as error:
+                problems.append(str(error))
+        problem = "; ".join(problems) or None
+        if problem is not None and problem != self._problem:
+            log.warning("a key that signs snapshots cannot be read again, the one before still counts: %s", problem)
+        self._problem = problem
 
 
 def _is_of(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:

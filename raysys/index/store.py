@@ -175,12 +175,15 @@ class SnapshotStore:
     def set_canary(self, snapshot_id: str, share: float, beside: str, forced: Sequence[str] = ()) -> Canary:
         """Give a share of the people this verified snapshot; of the one that is the canary already, another share.
 
-        share: above 0, at most 1. beside: the snapshot that must still be published. Raises SnapshotError, and nothing
-        changed.
+        share: above 0, at most 1. beside: the snapshot that must still be published. What is so already stays as it is,
+        with its time. Raises SnapshotError, and nothing changed.
         """
         with self.locked():
             self.manifest(snapshot_id)  # it may have been collected since
             self.check_free(snapshot_id, beside)
+            running = self.canary()
+            if running is not None and (running.share, running.forced) == (share, tuple(forced)):
+                return running
             made = Canary(snapshot_id=snapshot_id, share=share, beside=beside, at=_now(), forced=tuple(forced))
             self._write(CANARY, made.model_dump_json().encode(), f"{snapshot_id} did not become the canary")
         return made
@@ -221,6 +224,8 @@ class SnapshotStore:
 
     def _running(self, expected: str | None) -> Canary:
         running = self.canary()
+        if running is None and expected is not None and self.is_published(expected):
+            raise SnapshotConflict(f"{expected} is published already, and there is no canary")
         if running is None:
             raise SnapshotConflict("there is no canary; `raysys snapshots canary ID` starts one")
         if expected is not None and running.snapshot_id != expected:

@@ -186,10 +186,10 @@ class Gateway:
         catalogue.manifest.check_encoder(identity)
 
     async def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Ready when a snapshot is in use, and every shard holds it and reads the same state store."""
-        snapshot_id = self._follower.taken
+        """Ready when a snapshot is in use, which every shard held then, a shard holds it now, and at least
+        ``min_coverage`` of the items are in those that do; not where a shard reads another state store."""
         shards = await self._shards.status(STATUS_DEADLINE_S)
-        ready = snapshot_id is not None and all(snapshot_id in s.get("snapshots", ()) for s in shards.values())
+        is_enough, there = self._front.presence(shards)
         apart = await self._front.apart(shards)
-        state = {**self._follower.status(), "shards": shards}
-        return ready and not apart, {**state, **({"apart": apart} if apart else {})}
+        state = {**self._follower.status(), **there, "shards": shards}
+        return is_enough and not apart, {**state, **({"apart": apart} if apart else {})}

@@ -23,6 +23,7 @@ from raysys.serving.admission import Admission
 from raysys.serving.api import Health, Routes, create_app
 from raysys.serving.background import end
 from raysys.serving.brown_out import BrownOut
+from raysys.serving.coverage import presence
 from raysys.serving.current import Current, InUse, open_current
 from raysys.serving.edge import Metrics
 from raysys.serving.events import Events
@@ -161,6 +162,15 @@ class Front:
             encode_in_time if gives_up else None,
             self.in_use.all() if self._housekeeping is not None else (),
         )
+
+    def presence(self, shards: Mapping[str, dict[str, Any]]) -> tuple[bool, dict[str, Any]]:
+        """Whether lists can be given from the shards that are there, from what each says of itself; and what is."""
+        try:
+            manifest = self.in_use.now().catalogue.manifest
+        except Unavailable:
+            return False, {}
+        there = presence(manifest, shards)
+        return len(there["away"]) < len(shards) and there["coverage"] >= self._settings.min_coverage, there
 
     async def apart(self, shards: Mapping[str, dict[str, Any]]) -> list[str]:
         """The shards that read another store than this gateway, from what each says of itself.

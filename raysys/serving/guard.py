@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from starlette.exceptions import HTTPException
 from starlette.types import Scope as Connection
 
-from raysys.access import KEY, Caller, Key, KeyFile, Scope, Stamp
+from raysys.access import KEY, Caller, Key, KeyFile, Scope
 from raysys.clock import Clock
 from raysys.config import JwtSettings, RateLimit
+from raysys.disk import Stamp
 from raysys.errors import ConfigError, Forbidden, RateLimited, Unauthenticated, Unavailable
 from raysys.serving.audit import record_keys, record_refusal
 from raysys.serving.bucket import Bucket

@@ -15,6 +15,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
 
 from raysys.clock import Clock
+from raysys.disk import Stamp, stamp_of
 from raysys.errors import ConfigError, Unavailable
 
 LOOK_EVERY_S = 1.0  # at a file
@@ -96,7 +97,7 @@ class FileKeys(_Problem):
         super().__init__(tell)
         self._path, self._clock = Path(path), clock
         self._look_at_s = clock.monotonic_s() + LOOK_EVERY_S
-        self._stamp: tuple[int, ...] | None = self._stamp_now()
+        self._stamp: Stamp | None = self._stamp_now()
         self._keys = self._read()
 
     def now(self) -> tuple[PublicKey, ...]:
@@ -118,12 +119,11 @@ class FileKeys(_Problem):
         else:
             self.is_now(None)
 
-    def _stamp_now(self) -> tuple[int, ...]:
+    def _stamp_now(self) -> Stamp:
         try:
-            now = self._path.stat()
+            return stamp_of(self._path)
         except OSError as error:
             raise ConfigError(f"cannot read the JWKS in {self._path}: {error.strerror}") from error
-        return now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns, now.st_size
 
     def _read(self) -> tuple[PublicKey, ...]:
         try:

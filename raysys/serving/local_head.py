@@ -21,7 +21,7 @@ from types import TracebackType
 import httpx
 
 from raysys.errors import Unavailable
-from raysys.serving.proxy import write_wrapper
+from raysys.serving.proxy import ADMIN, write_wrapper
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 45.0
@@ -86,7 +86,7 @@ def head_environment(folder: Path, ports: HeadPorts) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes every Ray process of this node listen on 127.0.0.1
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(proxy),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / ADMIN),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),  # with the node in it 97 letters at most
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy" / "server-state"),

@@ -314,10 +314,8 @@ class SnapshotActivateBody(Body):
 class SnapshotRollbackBody(Body):
     """Back to what was published before."""
 
-    published: SnapshotId | None = Field(
-        default=None,
-        description="The one to go back from, 409 if it is not the published one: who sends this twice then goes back "
-        "once. null = whichever is published.",
+    published: SnapshotId = Field(
+        description="The one to go back from, 409 if it is not the published one: who sends this twice goes back once."
     )
 
 

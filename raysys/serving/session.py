@@ -18,6 +18,7 @@ from raysys.serving.configs import serve_config
 from raysys.serving.deploy import deploy, shut_down
 from raysys.serving.local_head import LocalHead, is_free
 from raysys.serving.proxy import set_front
+from raysys.serving.renewal import Renewal
 from raysys.tls import check_certificate
 
 PROJECT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ class LocalService:
 
     head: LocalHead
     port: int | None = None  # that of the application, once there is one
+    renewal: Renewal | None = None  # of its certificate, where it has one
 
     @property
     def token(self) -> str:
@@ -50,6 +52,7 @@ class LocalService:
         store = SnapshotStore(settings.index_root, settings.snapshot_public_keys)
         n_shards = len(store.manifest(store.current_id()).shards)
         config = serve_config(args, n_shards, host, port, has_front=True)
+        renewal = None if tls is None else Renewal(self.head.folder, tls)  # it sees what changes from here on
         set_front(self.head.folder, host, port, tls)
         try:
             deploy(self.head.dashboard_url, self.token, config)
@@ -58,6 +61,7 @@ class LocalService:
                 f"the Ray head does not answer ({error}). Its last words:\n{self.head.log_tail()}"
             ) from error
         self.port = port
+        self.follow(renewal)
         prefix = config["applications"][0]["route_prefix"].rstrip("/")
         return f"{'http' if tls is None else 'https'}://{reached}:{port}{prefix}"
 
@@ -86,12 +90,25 @@ class LocalService:
 
     def stop_serving(self) -> None:
         """Remove the application; the head stays."""
+        self.follow(None)
         shut_down(self.head.dashboard_url, self.token)
         self.port = None
+
+    def follow(self, renewal: Renewal | None) -> None:
+        """Look at the files of this certificate from now on, and of no other."""
+        if self.renewal is not None:
+            self.renewal.stop()
+        self.renewal = renewal
+        if renewal is not None:
+            renewal.start()
 
 
 @contextmanager
 def local_service(num_cpus: int | None = None) -> Iterator[LocalService]:
     """A head for the length of a ``with`` block."""
     with LocalHead(num_cpus) as head:
-        yield LocalService(head)
+        service = LocalService(head)
+        try:
+            yield service
+        finally:
+            service.follow(None)

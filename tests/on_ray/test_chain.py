@@ -285,6 +285,8 @@ def test_a_dead_shard_is_named_and_comes_back(service: LocalService, api: Client
     answers = [api.recommend(limit=5) for _ in range(3)]
     assert all(answer["items"] for answer in answers)
     assert all(answer["degraded"] in ([], ["shard-01"]) for answer in answers)
+    ready = api.get("/readyz")  # not 503: the others answer
+    assert (ready["away"], ready["partial"]) in (([], False), (["shard-01"], True))
     poll("the shard is back", lambda: api.recommend(limit=5)["degraded"] == [])
     (new_pid,) = poll(
         "the new replica is listed",

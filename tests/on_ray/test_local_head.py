@@ -121,6 +121,15 @@ def args(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return {"index_root": str(folder / "index"), "state": str(folder / "state.sqlite3")}
 
 
+def answers(port: int, certificate: str) -> bool:
+    """Whether the front shows this certificate, and lists come behind it."""
+    try:
+        with Client(f"https://127.0.0.1:{port}", verify=certificate, timeout_s=30) as client:
+            return bool(client.recommend(limit=3)["items"])
+    except Unavailable:  # another certificate
+        return False
+
+
 def test_every_socket_is_on_loopback_or_allowed_and_gone_after_stop(args: dict[str, object]) -> None:
     (port,) = free_ports(1)
     with head_of() as head:
@@ -147,6 +156,10 @@ def test_beyond_this_machine_only_the_front_is_open_and_speaks_tls(args: dict[st
             assert client.recommend(limit=3)["items"]
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://127.0.0.1:{port}/livez", timeout=10)
+        renewed = make_certificate(tmp_path / "renewed")
+        for old, new in ((tls.certificate, renewed.certificate), (tls.key, renewed.key)):
+            Path(new).replace(old)
+        poll("the renewed certificate", lambda: answers(port, tls.certificate), 30)
         _, found = all_doors(head, {port, head.ports.proxy_metrics, head.ports.proxy_stats})
         others = [door for door in open_to_others(found) if not is_allowed(door)]
         assert {door.port for door in others} == {port}, FRONT

@@ -91,12 +91,12 @@ def moves(tenant: str) -> list[Step]:
     return [
         ("POST", "/v1/admin/snapshots:verify", {}),
         ("POST", "/v1/admin/snapshots:activate", {"snapshot_id": B, "force": True}),
-        ("POST", "/v1/admin/snapshots:rollback", {}),
+        ("POST", "/v1/admin/snapshots:rollback", {"published": B}),
         ("POST", "/v1/admin/snapshots:canary", CANARY),
         ("POST", "/v1/admin/snapshots:withdraw", {}),
         ("POST", "/v1/admin/snapshots:canary", CANARY),
         ("POST", "/v1/admin/snapshots:promote", {}),
-        ("POST", "/v1/admin/snapshots:rollback", {}),
+        ("POST", "/v1/admin/snapshots:rollback", {"published": B}),
         ("POST", "/v1/admin/snapshots:gc", {"keep": 1, "dry_run": True}),
     ]
 

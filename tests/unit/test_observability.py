@@ -20,6 +20,7 @@ from raysys.cli import app
 from raysys.config import RateLimit, ServeSettings
 from raysys.errors import Unavailable
 from raysys.recommender import Recall
+from raysys.serving.sides import SIDES
 
 ROOT = Path(__file__).parents[2]
 RUNBOOKS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -34,7 +35,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SELECTOR = re.compile(r"\b([a-z][a-z0-9_]*)\{([^}]*)\}")
 MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
-LANGUAGE = {"sum", "max", "rate", "increase", "scalar", "histogram_quantile", "unless"}
+LANGUAGE = {"sum", "max", "rate", "increase", "scalar", "histogram_quantile", "unless", "and", "clamp_min"}
 OF_PROMETHEUS = {"instance", "job"}  # labels that the scrape adds
 
 
@@ -215,6 +216,15 @@ def test_every_alert_says_what_it_is_and_what_to_do(alert: dict[str, Any]) -> No
     assert (ROOT / page).samefile(ROOT / "docs/operations.md")
     assert anchor in anchors(RUNBOOKS)
     assert f"`{alert['alert']}`" in RUNBOOKS  # so that who comes from the alert sees that this is the place
+
+
+def test_what_is_said_of_a_canary_is_said_beside_the_published_one() -> None:
+    of_sides = [alert["expr"] for alert in ALERTS if "raysys_side_" in alert["expr"]]
+    assert len(of_sides) == 4
+    for expression in of_sides:
+        compared = expression.split(" and ")[0]
+        canary, current = (re.findall(rf'(\w+){{snapshot="{side}"}}', compared) for side in SIDES[::-1])
+        assert canary == current
 
 
 def test_slow_means_after_the_deadline() -> None:

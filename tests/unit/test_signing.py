@@ -108,6 +108,38 @@ def test_any_of_several_keys_will_do_while_one_takes_over_from_another(
         store.manifest(B)
 
 
+def test_another_key_in_the_file_counts_at_once(key: Path, other: Path, tmp_path: Path) -> None:
+    """Also for a store that is open, as servers have one; what cannot be read leaves the key that was there."""
+    trusted = tmp_path / "trusted.pub"
+    shutil.copy(public(key), trusted)
+    store = SnapshotStore(tmp_path / "index", [trusted])
+    for snapshot_id, signing in ((A, key), (B, other)):
+        put(store, snapshot_id)
+        store.sign(snapshot_id, signing)
+    assert store.manifest(A).snapshot_id == A
+    with pytest.raises(SnapshotUntrusted):
+        store.manifest(B)
+    shutil.copy(public(other), trusted)
+    assert store.manifest(B).snapshot_id == B
+    with pytest.raises(SnapshotUntrusted):
+        store.manifest(A)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"half"), lambda path: path.chmod(0o666)])
+def test_a_key_that_cannot_be_read_again_still_counts_and_is_said_once(
+    store: SnapshotStore, key: Path, tmp_path: Path, spoil: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    trusted = tmp_path / "trusted.pub"
+    shutil.copy(public(key), trusted)
+    served = SnapshotStore(store.root, [trusted])
+    spoil(trusted)
+    assert [served.manifest(A).snapshot_id for _ in range(3)] == [A, A, A]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "raysys.index.signing"]
+    assert str(trusted) in line
+    with pytest.raises(ConfigError):
+        SnapshotStore(store.root, [trusted])  # who starts now has no key from before
+
+
 @given(bit=st.integers(0, 1 << 20), name=st.sampled_from([MANIFEST, SIGNATURE]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_one_bit_of_manifest_or_signature_and_it_is_not_taken(store: SnapshotStore, bit: int, name: str) -> None:

@@ -23,15 +23,19 @@ from raysys.errors import ConfigError, Unavailable
 from raysys.serving.app import check_proxy
 from raysys.serving.configs import serve_config
 from raysys.serving.local_head import free_ports, is_free
-from raysys.serving.proxy import set_front, write_wrapper
+from raysys.serving.proxy import ADMIN, CERTIFICATE, WRAPPER, set_front, write_wrapper
+from raysys.serving.renewal import Renewal
 from raysys.tls import check_certificate
 
 Spoil = Callable[[TlsSettings, Path], TlsSettings]
 
 # As Serve writes it, in what the wrapper looks for.
 CONFIGURATION = """
+global
+    stats socket {admin} mode 666 level admin expose-fd listeners
 defaults
     mode http
+    retries 0
     timeout connect 5s
     timeout client 5s
     timeout server 5s
@@ -164,9 +168,9 @@ def test_an_application_that_would_be_served_in_plain_text_is_not_built(
     check_proxy(ServeSettings(tls=tls))
 
 
-def wait_for(port: int) -> None:
+def wait_for(port: int, admin: Path) -> None:
     deadline_s = time.monotonic() + 10
-    while is_free(port) and time.monotonic() < deadline_s:
+    while (is_free(port) or not admin.exists()) and time.monotonic() < deadline_s:
         time.sleep(0.01)
 
 
@@ -178,15 +182,29 @@ def proxy(folder: Path, front: int, host: str, tls: TlsSettings | None, gateway:
     """
     metrics, stats = free_ports(2)
     configuration = folder / "haproxy.cfg"
+    (folder / "node").mkdir()
     configuration.write_text(
-        CONFIGURATION.format(front=front, metrics=metrics, stats=stats, gateway=gateway.removeprefix("http://"))
+        CONFIGURATION.format(
+            admin=folder / "node" / ADMIN,
+            front=front,
+            metrics=metrics,
+            stats=stats,
+            gateway=gateway.removeprefix("http://"),
+        )
     )
     set_front(folder, host, front, tls)
-    wrapper = write_wrapper(folder, get_haproxy_binary(), (metrics, stats))
-    running = subprocess.Popen([str(wrapper), "-db", "-f", str(configuration)])
-    try:
-        wait_for(front)
+    write_wrapper(folder, get_haproxy_binary(), (metrics, stats))
+    with started(folder, configuration, front):
         yield configuration
+
+
+@contextmanager
+def started(folder: Path, configuration: Path, front: int) -> Iterator[None]:
+    """The proxy by the wrapper that lies in this folder."""
+    running = subprocess.Popen([str(folder / WRAPPER), "-db", "-f", str(configuration)])
+    try:
+        wait_for(front, folder / "node" / ADMIN)
+        yield
     finally:
         running.terminate()
         running.wait(10)
@@ -217,6 +235,88 @@ def test_the_proxy_ends_tls_and_takes_no_plain_text(
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, ConnectionError)):
             http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=old).request("GET", "/readyz")
+
+
+def shown(port: int) -> bytes:
+    """The certificate that whoever connects now is shown."""
+    return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port), timeout=5))
+
+
+def der(tls: TlsSettings) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(Path(tls.certificate).read_text())
+
+
+def put(new: TlsSettings, tls: TlsSettings) -> None:
+    """As a renewal does: other files of the same names."""
+    for name in ("certificate", "key"):
+        Path(getattr(new, name)).replace(getattr(tls, name))
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(tls: TlsSettings, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    before = der(tls)
+    with proxy(tmp_path, port, "127.0.0.1", tls, "http://127.0.0.1:9") as configuration:
+        renewal = Renewal(tmp_path, tls)
+        old = ssl.create_default_context(cafile=tls.certificate)
+        open_one = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=old)
+        open_one.connect()
+        renewal.look()
+        assert shown(port) == before
+        put(make_certificate(tmp_path / "new"), tls)
+        renewal.look()
+        renewed = der(tls)
+        assert shown(port) == renewed != before
+        open_one.request("GET", "/livez")  # on the connection from before
+        assert open_one.getresponse().status == 503  # of the proxy, as no gateway is there
+        open_one.close()
+        assert configuration.parent.joinpath(CERTIFICATE).stat().st_mode & 0o777 == 0o600
+    put(make_certificate(tmp_path / "never"), tls)  # while nobody looks
+    with started(tmp_path, configuration, port):  # as Serve starts it anew where gateways change
+        assert shown(port) == renewed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda tls, new: Path(new.certificate).replace(tls.certificate), "is not that of the certificate"),
+        (lambda tls, new: Path(tls.certificate).write_text("-----BEGIN CERTIFICATE"), "holds no certificate"),
+        (lambda tls, new: Path(tls.key).unlink(), "cannot read"),
+        (lambda tls, new: Path(tls.key).chmod(0o644), "others may read"),
+    ],
+)
+def test_a_renewal_that_cannot_be_served_changes_nothing_and_is_said_once(
+    tls: TlsSettings,
+    tmp_path: Path,
+    spoil: Callable[[TlsSettings, TlsSettings], object],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (port,) = free_ports(1)
+    before = der(tls)
+    with proxy(tmp_path, port, "127.0.0.1", tls, "http://127.0.0.1:9"):
+        renewal, copy = Renewal(tmp_path, tls), (tmp_path / CERTIFICATE).read_bytes()
+        spoil(tls, make_certificate(tmp_path / "half"))
+        renewal.look()
+        renewal.look()
+        assert (shown(port), (tmp_path / CERTIFICATE).read_bytes()) == (before, copy)
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "raysys.serving.renewal"]
+        assert said in line
+        put(make_certificate(tmp_path / "new"), tls)
+        renewal.look()
+        assert shown(port) == der(tls) != before
+
+
+def test_where_no_proxy_answers_it_is_tried_again(
+    tls: TlsSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renewal = Renewal(tmp_path, tls)
+    put(make_certificate(tmp_path / "new"), tls)
+    renewal.look()
+    assert "no proxy takes commands" in caplog.text
+    (port,) = free_ports(1)
+    with proxy(tmp_path, port, "127.0.0.1", make_certificate(tmp_path / "old"), "http://127.0.0.1:9"):
+        renewal.look()
+        assert shown(port) == der(tls)
 
 
 def test_the_wrapper_changes_the_front_and_leaves_the_rest_on_loopback(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from raysys.cli import app
 from raysys.client import ApiError, Client
 from raysys.errors import Overloaded, Unavailable
 from raysys.index.retention import collect
-from raysys.index.store import HISTORY, POINTER, SnapshotStore
-from raysys.serving.audit import SNAPSHOTS
+from raysys.index.store import HISTORY, LOCK, POINTER, SnapshotStore
+from raysys.serving.audit import ACTS, SNAPSHOTS
 from raysys.serving.snapshots import LONG_AT_ONCE, Acts
 
 PATH = "/v1/admin/snapshots"
@@ -108,8 +108,64 @@ async def test_whoever_sends_a_rollback_twice_goes_back_once(store: SnapshotStor
     before = pointer_of(store)
     said = await problem(client, 409, "snapshot_conflict", "rollback", published=B)
     assert f"{A} is published, not {B}" in said["detail"]
-    assert "nothing was published before" in (await problem(client, 409, "snapshot_conflict", "rollback"))["detail"]
+    said = await problem(client, 409, "snapshot_conflict", "rollback", published=A)
+    assert "nothing was published before" in said["detail"]
+    missing = await problem(client, 422, "invalid_input", "rollback")  # which it was, nobody could tell the second time
+    assert missing["errors"][0]["field"] == "published"
     assert pointer_of(store) == before
+
+
+def with_canary(store: SnapshotStore) -> None:
+    store.set_canary(B, 0.2, A)
+
+
+def with_a_way_back(store: SnapshotStore) -> None:
+    for snapshot_id in (B, C):
+        store.publish(snapshot_id)
+
+
+# Of each act: what was before, what is asked, and what its second sending is told.
+TWICE: dict[str, list[tuple[Callable[[SnapshotStore], None] | None, dict[str, Any], int]]] = {
+    "verify": [(None, {}, 200)],
+    "activate": [(None, {"snapshot_id": B}, 200), (with_canary, {"snapshot_id": B}, 200)],
+    "rollback": [(with_a_way_back, {"published": C}, 409)],
+    "canary": [(None, {"snapshot_id": B, "share": 0.2}, 200), (with_canary, {"snapshot_id": B, "share": 0.9}, 200)],
+    "promote": [(with_canary, {}, 409), (with_canary, {"canary": B}, 409)],
+    "withdraw": [(with_canary, {}, 409), (with_canary, {"canary": B}, 409)],
+    "gc": [(with_a_way_back, {"keep": 1, "embeddings": True}, 200)],
+}
+
+
+def written(root: Path) -> dict[str, tuple[bytes, int]]:
+    """Each file under the root but for locks: its content, and when it was written in nanoseconds."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.parent.name != "leases" and path.name != LOCK]
+    return {str(path.relative_to(root)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_of_every_act_it_is_known_what_its_second_sending_does() -> None:
+    assert set(TWICE) == set(ACTS)
+
+
+@pytest.mark.parametrize(("act", "number"), [(act, n) for act, cases in TWICE.items() for n in range(len(cases))])
+async def test_sent_twice_an_act_ends_where_sent_once(store: SnapshotStore, client, act: str, number: int) -> None:
+    """As the proxy does where a gateway dies before it has answered."""
+    prepare, body, second = TWICE[act][number]
+    if prepare is not None:
+        prepare(store)
+    before = written(store.root)
+    await good(client, act, **body)
+    after = written(store.root)
+    assert (after == before) == (act == "verify")
+    again = await ask(client, act, **body)
+    assert (again.status_code, again.json().get("code")) == (second, "snapshot_conflict" if second == 409 else None)
+    assert written(store.root) == after
+
+
+async def test_a_promotion_sent_twice_is_told_that_it_is_done(store: SnapshotStore, client: httpx.AsyncClient) -> None:
+    with_canary(store)
+    await good(client, "promote", canary=B)
+    said = await problem(client, 409, "snapshot_conflict", "promote", canary=B)
+    assert f"{B} is published already" in said["detail"]
 
 
 async def test_a_refused_snapshot_changes_nothing_but_the_status_which_says_why(
@@ -213,7 +269,7 @@ async def test_acts_that_wait_hold_up_nothing_and_only_a_few_may(store: Snapshot
         assert (await client.get(PATH)).status_code == 200
         assert not any(task.done() for task in waiting)
     assert {response.status_code for response in await asyncio.gather(*waiting)} == {200}
-    assert await good(client, "rollback") == {"snapshot_id": A, "before": B}
+    assert await good(client, "rollback", published=B) == {"snapshot_id": A, "before": B}
 
 
 async def test_one_whose_caller_hangs_up_goes_on_and_keeps_its_place() -> None:
@@ -282,7 +338,7 @@ async def test_acts_are_in_the_audit_log_with_what_was_asked(client, caplog: pyt
     await client.get(PATH)
     await good(client, "verify", snapshot_id=A)
     await problem(client, 404, "unknown_snapshot", "activate", snapshot_id=D)
-    await problem(client, 409, "snapshot_conflict", "rollback")
+    await problem(client, 409, "snapshot_conflict", "rollback", published=B)
     await problem(client, 404, "unknown_snapshot", "canary", snapshot_id=D, share=0.5)
     await problem(client, 409, "snapshot_conflict", "promote", canary=D)
     await problem(client, 409, "snapshot_conflict", "withdraw")
@@ -292,7 +348,7 @@ async def test_acts_are_in_the_audit_log_with_what_was_asked(client, caplog: pyt
     assert [(line["act"].removeprefix(f"{PATH}:"), line["status"], line.get("asked")) for line in lines] == [
         ("verify", 200, {"snapshot_id": A, "encoder": False}),
         ("activate", 404, {"snapshot_id": D, "force": False}),
-        ("rollback", 409, {"published": None}),
+        ("rollback", 409, {"published": B}),
         ("canary", 404, {"snapshot_id": D, "share": 0.5, "force": False}),
         ("promote", 409, {"canary": D}),
         ("withdraw", 409, {"canary": None}),

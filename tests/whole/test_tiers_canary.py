@@ -1,75 +1,30 @@
-"""A canary in front of tiers: gateway, encoder, shards and ranker as they are deployed, with plain calls for Ray's."""
+"""A canary in front of tiers."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 from snapshot_shelf import A, B, copy_of, swap
 from support import FixedClock, Shop, post
+from tiered import FOLLOW, Tiered
 
-from raysys.config import EncoderSettings, ServeSettings
+from raysys.config import EncoderSettings
 from raysys.index.store import SnapshotStore
-from raysys.serving.deployments import Encoder, Gateway, Ranker, ShardReplica
 from raysys.training.local import build_here
 
 PEOPLE = [f"p{n}" for n in range(24)]
-FOLLOW = {"snapshot": "current"}
 
 
-class Handle:
-    """What a handle of Ray Serve is to us: ``handle.verb.remote(...)`` calls the verb of the one replica."""
-
-    def __init__(self, replica: Any) -> None:
-        self._replica = replica
-
-    def options(self, **_: Any) -> "Handle":
-        return self
-
-    def __getattr__(self, verb: str) -> Any:
-        return type("Method", (), {"remote": staticmethod(getattr(self._replica, verb))})
-
-
-class Tiered:
-    """All replicas in this process, whose polls the test makes, in an order of its own."""
-
-    def __init__(self, store: SnapshotStore, state: Path) -> None:
-        settings = ServeSettings(
-            index_root=str(store.root), state=str(state), impressions={"folder": None}, ranking={"trending": 0.0}
-        )
-        self.encoder = Encoder(None, 1, settings.index_root, settings.snapshot_public_keys)
-        self.shards = [ShardReplica(number, 2, settings) for number in range(2)]
-        ranker = Ranker(settings.ranking, settings.index_root)
-        undecorated = Gateway.__bases__[0]  # what Serve wraps it in wants a replica around it
-        self.gateway: Any = undecorated(settings, *(Handle(one) for one in (self.encoder, ranker, *self.shards)))
-        transport = httpx.ASGITransport(self.gateway.__serve_build_asgi_app__())
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
-
-    async def poll(self, *others: Any) -> dict[str, Any]:
-        """The gateway looks at the store, and before it these; what ``/readyz`` says then."""
-        for one in (*others, self.gateway):
-            await one.reconfigure(FOLLOW)
-        return dict((await self.http.get("/readyz")).json())
-
-    async def sides(self, **body: Any) -> dict[str, str]:
-        found = {}
-        for user in PEOPLE:
-            answer = await post(self.http, "/v1/recommendations", user_id=user, query="quasar zeppelin", **body)
-            assert (answer["degraded"], bool(answer["items"])) == ([], True)
-            found[user] = answer["snapshot_id"]
-        return found
-
-    async def close(self) -> None:
-        await self.http.aclose()
-        for follower in (self.gateway._follower, self.encoder._follower, *(one._follower for one in self.shards)):
-            await follower.stop()
-        for shard in self.shards:
-            await shard._host.stop()
-            await shard._host._state.close()
-        await self.gateway._front.close()
+async def sides(tiered: Tiered, **body: Any) -> dict[str, str]:
+    found = {}
+    for user in PEOPLE:
+        answer = await post(tiered.http, "/v1/recommendations", user_id=user, query="quasar zeppelin", **body)
+        assert (answer["degraded"], bool(answer["items"])) == ([], True)
+        found[user] = answer["snapshot_id"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +62,15 @@ async def test_each_side_is_answered_by_its_snapshot_and_its_encoder(
     canary = store.set_canary(B, 0.5, A)
     ready = await tiered.poll(*others)
     assert (ready["canary"], ready["canary_refused"]) == ({"snapshot_id": B, "share": 0.5}, None)
-    assert await tiered.sides() == {user: B if canary.has(f"u:{user}") else A for user in PEOPLE}
+    assert await sides(tiered) == {user: B if canary.has(f"u:{user}") else A for user in PEOPLE}
     assert [identity.dim for identity in sorted(tiered.encoder._encoders.identities, key=lambda i: i.dim)] == [48, 64]
     store.promote()
     assert (await tiered.poll(*others))["snapshot_id"] == B
-    assert set((await tiered.sides()).values()) == {B}
+    assert set((await sides(tiered)).values()) == {B}
     await tiered.poll(tiered.encoder, *tiered.shards)
     store.rollback()
     assert (await tiered.poll(*others))["snapshot_id"] == A
-    assert set((await tiered.sides()).values()) == {A}
+    assert set((await sides(tiered)).values()) == {A}
     assert {tuple(shard._host.status()["snapshots"]) for shard in tiered.shards} == {(B, A)}
 
 
@@ -125,7 +80,7 @@ async def test_a_canary_whose_encoder_cannot_be_loaded_says_so(store: SnapshotSt
     ready = await tiered.poll(tiered.encoder, *tiered.shards)
     assert (ready["canary"], ready["snapshot_id"]) == (None, A)
     assert f"the encoder of {B} cannot be loaded" in ready["canary_refused"]
-    assert set((await tiered.sides()).values()) == {A}
+    assert set((await sides(tiered)).values()) == {A}
 
 
 async def test_nobody_notices_a_swap_beside_a_canary(store: SnapshotStore, tiered: Tiered, shop: Shop) -> None:
@@ -137,7 +92,7 @@ async def test_nobody_notices_a_swap_beside_a_canary(store: SnapshotStore, tiere
 
     async def keep_asking() -> None:
         while not done.is_set():
-            seen.update((await tiered.sides(limit=3)).values())
+            seen.update((await sides(tiered, limit=3)).values())
 
     asking = asyncio.create_task(keep_asking())
     store.publish("20260108T000000-aaaaaa")
@@ -149,5 +104,5 @@ async def test_nobody_notices_a_swap_beside_a_canary(store: SnapshotStore, tiere
     assert (await tiered.poll())["canary"] is None
     done.set()
     await asking
-    assert set((await tiered.sides()).values()) == {"20260108T000000-aaaaaa"}
+    assert set((await sides(tiered)).values()) == {"20260108T000000-aaaaaa"}
     assert all(len(shard._host.status()["snapshots"]) == 2 for shard in tiered.shards)
