@@ -21,12 +21,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
-from figures import busy_share, machine, warn_if_busy
+from figures import busy_share, command_line, machine, warn_if_busy
 from http_load import Connection, on_the_wire, percentile
 from open_loop import Outcome, at_pace, send_all
 from processes import end_on_sigterm
@@ -249,7 +248,7 @@ def run(given: argparse.Namespace, world: Prepared, other: str) -> dict[str, Any
 
 def two_snapshots(given: argparse.Namespace) -> tuple[Prepared, str]:
     """The published one, and the id of another that is not."""
-    home = given.home.expanduser()
+    home = given.home
     folder = home / ("synthetic-500" if given.quick else "films")
     settings = synthetic(folder, 500) if given.quick else films(folder)
     world = prepare(folder.name, folder, settings)
@@ -281,13 +280,10 @@ def table(found: dict[str, Any], given: argparse.Namespace) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "small catalogue, four swaps")
     parser.add_argument("--swaps", type=int, default=100, help="half of them rollbacks")
     parser.add_argument("--per-s", type=float, default=50.0, help="requests a second")
     parser.add_argument("--topology", choices=("tiered", "fused"), default="tiered")
-    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, four swaps")
     given = parser.parse_args()
     given.swaps = 4 if given.quick else given.swaps
     return given
