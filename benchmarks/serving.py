@@ -77,13 +77,11 @@ def history_contests(ours: int, peers: dict[str, int], plan: Plan) -> list[Conte
     ]
 
 
-def per_core_contests(tiered: int, per_core: int, peers: dict[str, int], plan: Plan) -> list[Contest]:
-    ours = _history("fused, one a core", per_core)
-    many, figure = plan.clients[-1], "requests_per_s"
+def per_core_contests(per_core: int, peers: dict[str, int], plan: Plan) -> list[Contest]:
+    sides, many = (*_texts(peers), _history("raysys", per_core)), plan.clients[-1]
     return [
         *text_contests("text query, fused, one a core", per_core, peers, [many]),
-        Contest("user history over the peers' texts, one a core", (*_texts(peers), ours), many, figure, ">= 12"),
-        Contest("user history, one a core, over tiered", (_history("tiered", tiered), ours), many, figure, ""),
+        Contest("user history over the peers' texts, one a core", sides, many, "requests_per_s", ">= 12"),
     ]
 
 
@@ -117,7 +115,7 @@ def run(world: Prepared, plan: Plan) -> tuple[list[Outcome], dict[str, float]]:
             outcomes += measure(history_contests(tiered, peers, plan), plan, load, world)
             with ExitStack() as per_core_stack:
                 per_core = start_ours(per_core_stack, world, "fused-per-core")
-                outcomes += measure(per_core_contests(tiered, per_core, peers, plan), plan, load, world)
+                outcomes += measure(per_core_contests(per_core, peers, plan), plan, load, world)
         fused = start_ours(stack, world, "fused")
         outcomes += measure(fused_contests(tiered, fused), plan, load, world)
     return outcomes, agreement

@@ -32,23 +32,24 @@ from raysys.evaluation.charts import Axes, Point, scatter
 
 RESULTS = Path(__file__).parent / "results"
 OTHER_ROWS = ("popularity", "behaviour alone", "text alone", "not learned")
+OUR_INDEXES = ("--kinds", "ivf_sq8", "ivf_rabitq", "--linked-up-to", "0")
 # The shortest runs whose spread says something.
 WHOLE = {
     "serving": ["serving.py", "--rounds", "3", "--seconds", "2", "--clients", "1", "32"],
-    "encoder": ["encoder.py", "--n", "160", "--rounds", "3"],
+    "encoder": ["encoder.py", "--n", "100", "--rounds", "3"],
     "embedding": ["embedding.py", "--n", "50000", "--words", "3", "8", "--rounds", "1", "--int8"],
-    "overload": ["overload.py", "--topology", "tiered", "fused-per-core", "--keys", "--seconds", "20"],
+    "overload": ["overload.py", "--keys", "--seconds", "20"],
     "student": ["student.py", "--sets", "films", "--teachers", "transformers", "--work", str(HOME / "student")],
     "accuracy-films": ["accuracy.py", "--set", "films", "--without", *OTHER_ROWS],
 }
 QUICK = {
     "smoke": ["smoke.py"],
     "encoder": ["encoder.py", "--quick"],
-    "index": ["index.py", "--quick", "--kinds", "flat", "ivf_sq8", "ivf_rabitq", "--linked-up-to", "0"],
+    "index": ["index.py", "--n", "2000", "--rounds", "1", *OUR_INDEXES],
     "embedding": ["embedding.py", "--quick"],
 }
 MANY_VECTORS, FEWER_VECTORS = 1_000_000, 100_000
-NOT_STORED = {"student", "accuracy-films"}  # what is stored of them has more rows than these runs
+NOT_STORED = {"overload", "student", "accuracy-films"}  # what is stored of them has more rows than these runs
 RATIOS = ("over", "ratio", "goodput")  # a figure is one where its name has any of these
 
 console = Console(width=150, highlight=False)
@@ -92,8 +93,7 @@ def steps(quick: bool, cache: Path) -> dict[str, list[str]]:
     if quick:
         return QUICK
     n = MANY_VECTORS if (cache / f"hnswlib-{MANY_VECTORS}.json").is_file() else FEWER_VECTORS
-    ours = ["--kinds", "ivf_sq8", "ivf_rabitq", "--linked-up-to", "0"]
-    return WHOLE | {"index": ["index.py", "--n", str(n), *ours, "--cache", str(cache)]}
+    return WHOLE | {"index": ["index.py", "--n", str(n), "--rounds", "3", *OUR_INDEXES, "--cache", str(cache)]}
 
 
 def run(name: str, command: Sequence[str], out: Path) -> bool:
