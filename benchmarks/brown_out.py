@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from figures import Spread, busy_share, machine, warn_if_busy
+from figures import Spread, busy_share, command_line, machine, warn_if_busy
 from processes import Neighbours
 from rich.console import Console
 from rich.table import Table
@@ -115,19 +115,16 @@ def table(found: list[dict[str, Any]], neighbours: float) -> Table:
 
 
 def prepared(given: argparse.Namespace) -> Prepared:
-    folder = given.home.expanduser() / ("synthetic-500-student" if given.quick else "films-student")
+    folder = given.home / ("synthetic-500-student" if given.quick else "films-student")
     settings = synthetic(folder, 500) if given.quick else films(folder)
     student = StudentSettings(queries=500, dim=32) if given.quick else StudentSettings()
     return prepare(folder.name, folder, settings.model_copy(update={"student": student}))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "small catalogue, one round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=40, help="of each kind at each level in each round")
-    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, one round")
     given = parser.parse_args()
     if given.quick:
         given.rounds, given.requests = 1, 5

@@ -1,11 +1,13 @@
 """How many replicas, machines and dollars N items and Q requests a second take: a model of measured costs.
 
     python benchmarks/capacity.py --measure [--seconds 8] [--costs benchmarks/results/capacity.json]
+    python benchmarks/capacity.py --check 100_000 [--encoder hash] [--seconds 8] [--costs ...]
     python benchmarks/capacity.py --items 100_000_000 --requests-per-s 10_000 [--costs benchmarks/results/capacity.json]
 
 ``--measure`` loads the tiered application with 32 clients over made-up catalogues and takes the CPU time of each tier a
 request. What is fitted on three sizes: a gateway's time grows with the shards that it asks, a shard's with its items.
 Two more points, of which one is the films, are predicted and then measured: the error is printed and kept.
+``--check`` does the same with catalogues of other sizes in one shard, for instance of one beyond ``FLAT_ITEMS``.
 
 The plan keeps every tier below ``UTILISATION`` of its cores. It counts requests without text; a text costs one encode.
 A shard beyond ``FLAT_ITEMS`` is searched by an approximate index, whose costs are those of
@@ -26,7 +28,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from figures import busy_share, machine, warn_if_busy
+from figures import HOME, busy_share, machine, warn_if_busy
 from http_load import Load, Measured, load_process
 from processes import cpu_s, end_on_sigterm, pss_kib
 from rich.console import Console
@@ -34,7 +36,6 @@ from rich.table import Table
 from serving import NOT_DEGRADED, TIERS, wait_until
 from worlds import Prepared, films, prepare, synthetic
 
-from raysys.config import DEFAULT_HOME
 from raysys.errors import RaysysError
 from raysys.serving.deploy import replica_pids
 from raysys.serving.local_head import descendants, free_ports
@@ -75,6 +76,11 @@ class Point:
     rest_ms: float
     mib: dict[str, float]
 
+    @property
+    def request_ms(self) -> float:
+        """Of a request without text; what the encoder uses then is its being there."""
+        return self.gateway_ms + self.shards * self.shard_ms + self.ranker_ms + self.rest_ms
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -104,17 +110,24 @@ class Costs:
             shard_bytes_per_item=max(memory[1], 0.0),
         )
 
-    def requests_per_s(self, items: int, shards: int, cores: int) -> float:
+    def requests_per_s(self, items: int, shards: int, cores: int, index: "Index") -> float:
         """The most that one machine of so many cores answers with one replica of each tier, the load on it included."""
-        gateway, shard, rest = self.gateway(shards), self.shard(items / shards), _at(self.rest_ms, shards)
-        total_ms = gateway + shards * shard + self.ranker_ms + rest
-        return min(cores * 1e3 / total_ms, 1e3 / gateway, 1e3 / shard)
+        slowest_ms = max(self.gateway(shards), self.shard(items / shards, index))
+        return min(cores / self.request_ms(items, shards, index), 1 / slowest_ms) * 1e3
+
+    def request_ms(self, items: int, shards: int, index: "Index") -> float:
+        """CPU time of a request without text, in all processes together, the load included."""
+        of_shards = shards * self.shard(items / shards, index)
+        return self.gateway(shards) + of_shards + self.ranker_ms + _at(self.rest_ms, shards)
 
     def gateway(self, shards: int) -> float:
         return _at(self.gateway_ms, shards)
 
-    def shard(self, items: float) -> float:
-        return _at(self.shard_ms, items)
+    def shard(self, items: float, index: "Index") -> float:
+        """Behind an approximate index nothing else of a shard grows with its items (``shard.py``)."""
+        if items <= FLAT_ITEMS:
+            return _at(self.shard_ms, items)
+        return _at(self.shard_ms, MOST_MEASURED) + VECTORS * index.search_ms(items)
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -181,21 +194,43 @@ def _all_cpu_s() -> float:
     return sum(map(cpu_s, (os.getpid(), *descendants(os.getpid()))))
 
 
-def calibrate(home: Path, seconds: float) -> dict[str, Any]:
+def calibrate(home: Path, index: "Index", seconds: float) -> dict[str, Any]:
     """Measure, fit, and see how far the fit is from points that it was not made of."""
     points = [_point(home, items, shards, seconds) for items, shards in FITTED]
     world = prepare("films", home / "films", films(home / "films"))
     with_text = _say(measure(world, "text", seconds))
     costs = Costs.of(points, with_text)
     checks = [_point(home, *CHECKED, seconds), _say(measure(world, "user", seconds))]
-    cores = os.cpu_count() or 1
-    errors = [costs.requests_per_s(p.items, p.shards, cores) / p.requests_per_s - 1 for p in checks]
-    console.print("predicted over measured: " + ", ".join(f"{error:+.0%}" for error in errors))
     return {
         "costs": asdict(costs),
         "fitted_on": [asdict(point) for point in (*points, with_text)],
-        "checked_on": [{**asdict(point), "error": round(e, 3)} for point, e in zip(checks, errors, strict=True)],
+        "checked_on": [checked(costs, index, point) for point in checks],
     }
+
+
+def checked(costs: Costs, index: "Index", point: Point) -> dict[str, Any]:
+    """The point, and by what share the prediction is above it: in requests a second, and in CPU time a request."""
+    per_s = costs.requests_per_s(point.items, point.shards, os.cpu_count() or 1, index)
+    ms = costs.request_ms(point.items, point.shards, index)
+    error, cpu_error = per_s / point.requests_per_s - 1, ms / point.request_ms - 1
+    console.print(
+        f"predicted: {per_s:,.0f} requests/s ({error:+.0%}), {ms:.2f} ms of CPU time a request ({cpu_error:+.0%}), "
+        f"{costs.shard(point.items / point.shards, index):.2f} of it in a shard"
+    )
+    return {**asdict(point), "error": round(error, 3), "cpu_error": round(cpu_error, 3)}
+
+
+def check(home: Path, costs: Costs, index: "Index", items: int, encoder: str, seconds: float) -> dict[str, Any]:
+    """A catalogue of this size in one shard, of the index that a plan takes for it."""
+    folder = home / f"capacity-{items}-1-{encoder}"
+    settings = synthetic(folder, items, 1)
+    kind = "flat" if items <= FLAT_ITEMS else index.kind
+    chosen = {
+        "index": settings.index.model_copy(update={"kind": kind}),
+        "encoder": settings.encoder.model_copy(update={"kind": encoder, "dim": VECTOR_BYTES // 4}),
+    }
+    world = prepare("synthetic", folder, settings.model_copy(update=chosen))
+    return {**checked(costs, index, _say(measure(world, "user", seconds))), "encoder": encoder}
 
 
 def _point(home: Path, items: int, shards: int, seconds: float) -> Point:
@@ -266,8 +301,7 @@ def plan(costs: Costs, index: Index, items: int, requests_per_s: float, text_sha
 def _with_shards(costs: Costs, index: Index, items: int, requests_per_s: float, text_share: float, shards: int) -> Plan:
     per_shard = items / shards
     is_flat = per_shard <= FLAT_ITEMS
-    # Behind an approximate index nothing else of a shard grows with its items (``shard.py``).
-    shard_ms = costs.shard(per_shard) if is_flat else costs.shard(MOST_MEASURED) + VECTORS * index.search_ms(per_shard)
+    shard_ms = costs.shard(per_shard, index)
     ms = {"gateway": costs.gateway(shards), "shard": shard_ms, "ranker": costs.ranker_ms, "encoder": costs.encoder_ms}
     asked = {"gateway": 1.0, "shard": 1.0, "ranker": 1.0, "encoder": text_share}
     replicas = {
@@ -333,29 +367,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure the costs here and write them to --costs")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    parser.add_argument(
-        "--home", type=Path, default=Path(DEFAULT_HOME) / "benchmarks", help="where catalogues are kept"
-    )
+    parser.add_argument("--home", type=Path, default=HOME, help="where catalogues are kept")
     parser.add_argument("--costs", type=Path, default=RESULTS / "capacity.json")
     parser.add_argument("--items", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000, 100_000_000])
     parser.add_argument("--requests-per-s", type=float, nargs="+", default=[100.0, 1_000.0, 10_000.0])
     parser.add_argument("--text-share", type=float, default=0.1, help="of the requests that hold a text")
+    parser.add_argument("--check", type=int, nargs="+", metavar="ITEMS", help="measure these sizes, and compare")
+    parser.add_argument("--encoder", choices=("transformers", "hash"), default="transformers", help="of --check")
     given = parser.parse_args()
     end_on_sigterm()
-    if given.measure:
-        busy = busy_share()
-        warn_if_busy(busy)
-        try:
-            found = {"machine": machine(busy), **calibrate(given.home.expanduser(), given.seconds)}
-        except RaysysError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        given.costs.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if not given.costs.is_file():
+    index, home = Index.measured(RESULTS / "index.json"), given.home
+    if not given.measure and not given.costs.is_file():
         print(f"error: there are no costs in {given.costs}; measure them first with --measure", file=sys.stderr)
         return 1
-    costs = Costs(**json.loads(given.costs.read_text(encoding="utf-8"))["costs"])
-    index = Index.measured(RESULTS / "index.json")
+    found = json.loads(given.costs.read_text(encoding="utf-8")) if given.costs.is_file() else {}
+    busy = busy_share() if given.measure or given.check else 0.0
+    warn_if_busy(busy)
+    try:
+        if given.measure:
+            found = {"machine": machine(busy), **calibrate(home, index, given.seconds)}
+        costs = Costs(**found["costs"])
+        found["checked_on"] += [
+            {**check(home, costs, index, items, given.encoder, given.seconds), "busy_before": busy}
+            for items in given.check or ()
+        ]
+    except RaysysError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if given.measure or given.check:
+        given.costs.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     asked = [(items, per_s) for items in given.items for per_s in given.requests_per_s]
     console.print(table([plan(costs, index, items, per_s, given.text_share) for items, per_s in asked]))
     return 0

@@ -1,6 +1,6 @@
 """The bulk embedding job from start to end, against a plain loop over the same texts with the same weights.
 
-    python benchmarks/embedding.py [--n 50000] [--words 8 90] [--rounds 5] [--json FILE] [--quick]
+    python benchmarks/embedding.py [--n 50000] [--words 8 90] [--rounds 5] [--int8] [--json FILE] [--quick]
     python benchmarks/embedding.py --steady [--texts 50000] [--words 8 90] [--hash] [--rounds 5] [--json FILE] [--quick]
 
 Ours is ``raysys build``: start Ray, read and clean the catalogue, encode its texts in a pool of actors, build the FAISS
@@ -8,7 +8,8 @@ shards, publish a snapshot. The peer (``plain_loop.py``) is ``SentenceTransforme
 Both run as processes of their own on the same cores and take turns; ratios are taken within a round.
 
 Start-up is told apart by a second catalogue of a few texts: what a run takes beyond it is the time of the other texts.
-Then 1 % of the texts are changed and ours runs again over the same index folder. Without --n the texts are the
+Then 1 % of the texts are changed and ours runs again over the same index folder. --int8: ours once more with an encoder
+in int8, a model of its own. Without --n the texts are the
 9,066 films; with it, random texts of so many words.
 
 --steady asks another question: what Ray costs while the encoders are at work (``steady.py``).
@@ -46,7 +47,6 @@ from raysys.types import Vectors
 FEW_TEXTS = 64
 SHARDS = 1  # as by default
 CHANGED_SHARE = 0.01
-QUICK_TEXTS = 300
 QUICK_STEADY_TEXTS = 3_000
 
 console = Console(width=150, highlight=False)
@@ -63,7 +63,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Round:
-    """Everything that is run in one round; few: over FEW_TEXTS, changed: after CHANGED_SHARE of the texts changed."""
+    """Everything that is run in one round; few: over FEW_TEXTS, changed: after CHANGED_SHARE of the texts changed.
+
+    int8: with an encoder of that type; None where it was not asked for.
+    """
 
     peer_few: Run
     ours_few: Run
@@ -71,6 +74,7 @@ class Round:
     ours: Run
     changed: Run
     min_cosine: float
+    int8: Run | None = None
 
 
 def film_texts(folder: Path) -> list[str]:
@@ -95,12 +99,12 @@ def write_catalogue(path: Path, given: Sequence[str]) -> Path:
     return path
 
 
-def run_ours(catalogue: Path, root: Path) -> Run:
+def run_ours(catalogue: Path, root: Path, dtype: str = "auto") -> Run:
     """`raysys build` over the catalogue, into the index folder ``root``."""
     settings = root.parent / f"{root.name}.yaml"
     given = {
         "catalog": {"path": str(catalogue), "template": "{title}"},
-        "encoder": {"model": "minilm", "device": "cpu"},
+        "encoder": {"model": "minilm", "device": "cpu", "dtype": dtype},
         "index": {"root": str(root), "shards": SHARDS},
     }
     settings.write_text(yaml.safe_dump(given))
@@ -120,15 +124,23 @@ def run_peer(catalogue: Path, folder: Path) -> Run:
     return Run(time.perf_counter() - start_s, peak_mib, json.loads(output.splitlines()[-1]))
 
 
-def one_round(given: Sequence[str], folder: Path) -> Round:
-    """Peer, ours, peer, ours, and ours after a change. All vectors are new in each round."""
+def one_round(given: Sequence[str], folder: Path, with_int8: bool = False) -> Round:
+    """Peer, ours, peer, ours, and ours after a change. All vectors are new in each round.
+
+    Where there are no more than FEW_TEXTS, the run over them is the one over all.
+    """
     few = write_catalogue(folder / "few.parquet", given[:FEW_TEXTS])
     every = write_catalogue(folder / "every.parquet", given)
     changed = write_catalogue(folder / "changed.parquet", changed_texts(given))
-    peer_few, ours_few = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few")
-    peer, ours = run_peer(every, folder / "peer"), run_ours(every, folder / "ours")
-    cosine = min_cosine(folder / "peer", folder / "ours")
-    return Round(peer_few, ours_few, peer, ours, run_ours(changed, folder / "ours"), cosine)
+    first = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few")
+    if len(given) <= FEW_TEXTS:
+        peer, ours, folders = *first, (folder / "peer-few", folder / "ours-few")
+    else:
+        folders = folder / "peer", folder / "ours"
+        peer, ours = run_peer(every, folders[0]), run_ours(every, folders[1])
+    cosine, again = min_cosine(*folders), run_ours(changed, folders[1])
+    int8 = run_ours(every, folder / "int8", "int8") if with_int8 else None
+    return Round(*first, peer, ours, again, cosine, int8)
 
 
 def min_cosine(peer: Path, ours: Path) -> float:
@@ -177,14 +189,16 @@ def figures(rounds: Sequence[Round], n: int) -> list[Row]:
 def without_start_up(rounds: Sequence[Round], n: int) -> list[Row]:
     """Start-up, and the speed beyond it; that is left out where a run is too short to tell the two apart."""
     peer_few, ours_few = [one.peer_few.wall_s for one in rounds], [one.ours_few.wall_s for one in rounds]
+    rows = [Row(f"start-up and {FEW_TEXTS} texts, s", Spread.of(peer_few), Spread.of(ours_few), None, "", 1)]
     peer = _less([one.peer.wall_s for one in rounds], peer_few)
-    ours = _less([one.ours.wall_s for one in rounds], ours_few)
-    start_up = Row(f"start-up and {FEW_TEXTS} texts, s", Spread.of(peer_few), Spread.of(ours_few), None, "", 1)
-    if min(*peer, *ours) <= 0:
-        return [start_up]
-    more = n - FEW_TEXTS
-    speeds = _speed(more, peer), _speed(more, ours)
-    return [start_up, Row("without start-up, texts/s", *speeds, ratios(peer, ours), ">= 1.8", 0)]
+    int8 = [one.int8.wall_s for one in rounds if one.int8 is not None]
+    sides = {"": ([one.ours.wall_s for one in rounds], ">= 1.8"), "int8, ": (int8, ">= 2.3")}
+    for name, (walls, goal) in sides.items():
+        ours = _less(walls, ours_few) if walls else []
+        if ours and min(*peer, *ours) > 0:
+            speeds = _speed(n - FEW_TEXTS, peer), _speed(n - FEW_TEXTS, ours)
+            rows.append(Row(f"{name}without start-up, texts/s", *speeds, ratios(peer, ours), goal, 0))
+    return rows
 
 
 def _less(seconds: Sequence[float], few: Sequence[float]) -> list[float]:
@@ -221,7 +235,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, help="this many random texts instead of the films")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: 300 random texts, one round")
+    parser.add_argument("--quick", action="store_true", help=f"a smoke run: {FEW_TEXTS} random texts, one round")
+    parser.add_argument("--int8", action="store_true", help="ours with an encoder in int8 as well")
     parser.add_argument("--steady", action="store_true", help="the encode stage against loops without Ray")
     parser.add_argument("--texts", type=int, default=10_000, help="random texts of --steady")
     parser.add_argument("--words", type=int, nargs=2, default=ITEM_WORDS, help="fewest and most words of a text")
@@ -229,7 +244,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(n_rounds: int, n: int | None, n_words: tuple[int, int]) -> tuple[list[str], list[Round]]:
+def measured(n_rounds: int, n: int | None, n_words: tuple[int, int], with_int8: bool) -> tuple[list[str], list[Round]]:
     """The texts, and every round over them. Leaves no file behind."""
     with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
         items = film_texts(Path(folder)) if n is None else made_up_texts(n, n_words)
@@ -237,7 +252,7 @@ def measured(n_rounds: int, n: int | None, n_words: tuple[int, int]) -> tuple[li
         for number in range(n_rounds):
             console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                rounds.append(one_round(items, Path(fresh)))
+                rounds.append(one_round(items, Path(fresh), with_int8))
     return items, rounds
 
 
@@ -264,13 +279,15 @@ def main() -> int:
     end_on_sigterm()
     if given.steady:
         return steady(given)
-    n_rounds, n = (1, QUICK_TEXTS) if given.quick else (given.rounds, given.n)
-    if n is not None and n <= FEW_TEXTS:
-        sys.exit(f"error: --n must be above {FEW_TEXTS}, the size of the run that start-up is told from; given: {n}")
+    n_rounds, n = (1, FEW_TEXTS) if given.quick else (given.rounds, given.n)
+    if given.n is not None and given.n <= FEW_TEXTS:
+        sys.exit(
+            f"error: --n must be above {FEW_TEXTS}, the size of the run that start-up is told from; given: {given.n}"
+        )
     busy = busy_share()
     warn_if_busy(busy)
     try:
-        items, rounds = measured(n_rounds, n, tuple(given.words))
+        items, rounds = measured(n_rounds, n, tuple(given.words), given.int8)
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
-"""What every benchmark prints and writes: the machine it ran on, and a figure with its spread."""
+"""What benchmarks have in common: a command line, the machine they ran on, and figures with their spread."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from raysys.config import DEFAULT_HOME
+
+HOME = Path(DEFAULT_HOME).expanduser() / "benchmarks"
 PACKAGES = (
     "raysys",
     "ray",
@@ -46,6 +50,16 @@ class Spread:
 
     def as_dict(self) -> dict[str, float]:
         return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def command_line(about: str | None, quick: str | None = None) -> argparse.ArgumentParser:
+    """Of a benchmark that serves a catalogue. quick: what a smoke run is; None = there is none."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=HOME, help="where catalogues are kept")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    if quick is not None:
+        parser.add_argument("--quick", action="store_true", help=f"a smoke run: {quick}")
+    return parser
 
 
 def warn_if_busy(share: float) -> None:

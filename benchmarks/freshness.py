@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from figures import busy_share, machine, warn_if_busy
+from figures import busy_share, command_line, machine, warn_if_busy
 from http_load import Measured, percentile
 from paced_load import Paced, paced_load
 from processes import Neighbours, end_on_sigterm, redis_binary, redis_server
@@ -41,7 +41,7 @@ from serving import wait_until
 from texts import QUERY_WORDS, texts, vocabulary
 from worlds import Prepared, films, prepare, synthetic
 
-from raysys.config import DEFAULT_HOME, BuildSettings
+from raysys.config import BuildSettings
 from raysys.errors import RaysysError
 from raysys.profile.imports import import_into
 from raysys.serving.local_head import free_ports
@@ -362,18 +362,13 @@ def report(world: Prepared, plan: Plan, runs: Sequence[Run], busy: float) -> dic
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "small made-up catalogue, 3 s, fused")
     parser.add_argument("--state", choices=("sqlite", "redis", "both"), default="both")
     parser.add_argument("--topology", choices=("tiered", "fused", "both"), default="tiered")
     parser.add_argument("--gateways", type=int, default=1, help="replicas of the gateway")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each state and topology")
     parser.add_argument("--requests-per-s", type=float, default=40.0, help="recommendations of the load")
     parser.add_argument("--events-per-s", type=float, default=200.0, help=f"in batches of {EVENTS_PER_BATCH}")
-    parser.add_argument(
-        "--home", type=Path, default=Path(DEFAULT_HOME) / "benchmarks", help="where catalogues are kept"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small made-up catalogue, 3 s, fused")
     return parser.parse_args()
 
 
@@ -387,7 +382,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
 
 def prepared(given: argparse.Namespace) -> tuple[Prepared, BuildSettings]:
     name = "synthetic-500" if given.quick else "films"
-    folder = given.home.expanduser() / name
+    folder = given.home / name
     settings = synthetic(folder, 500) if given.quick else films(folder)
     return prepare(name, folder, settings), settings
 

@@ -24,7 +24,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from figures import busy_share, machine, warn_if_busy
+from figures import busy_share, command_line, machine, warn_if_busy
 from http_load import KEY_VARIABLE, Load, LoadProcess, Measured, load_process
 from paced_load import Paced, paced_load
 from processes import end_on_sigterm, pss_kib
@@ -52,31 +52,42 @@ class Peak(NamedTuple):
 
     rounds: int = 3
     seconds: float = 4.0
+    clients: int = CLIENTS
 
 
-def run(world: Prepared, layout: str, more: dict[str, Any], times: float, seconds: float, peak: Peak) -> dict[str, Any]:
+def run(world: Prepared, layout: str, more: dict[str, Any], times: float, seconds: float) -> dict[str, Any]:
     """The figures. What is started here has ended when this returns or raises."""
     with ExitStack() as stack:
         load = stack.enter_context(load_process())
         port = start_ours(stack, world, layout, more)
-        console.print("[dim]looking for the peak ...[/]")
-        peak_per_s = median(_peak(load, port, world, peak.seconds, number) for number in range(peak.rounds))
-        console.print(f"[dim]{times * peak_per_s:,.0f} requests/s for {seconds:.0f} s ...[/]")
-        before_mib = _memory_mib()
-        measured = _overload(port, times * peak_per_s, seconds, world)
-        return {
-            "topology": layout,
-            "peak_per_s": round(peak_per_s, 1),
-            "offered_per_s": round(times * peak_per_s, 1),
-            "seconds": seconds,
-            "answers_per_s": measured.requests_per_s,
-            "browned_out": measured.browned_out,
-            "goodput": round(measured.requests_per_s / peak_per_s, 3),
-            "turned_away": measured.errors.get(TURNED_AWAY, 0),
-            "failed": {what: n for what, n in measured.errors.items() if what != TURNED_AWAY},
-            "memory_mib": [round(before_mib), round(_memory_mib())],
-            "measured": asdict(measured),
-        }
+        return {"topology": layout, **overloaded(load, port, world, times, seconds, Peak())}
+
+
+def overloaded(
+    load: LoadProcess, port: int, world: Prepared, times: float, seconds: float, peak: Peak
+) -> dict[str, Any]:
+    """What becomes of so many times the peak."""
+    console.print("[dim]looking for the peak ...[/]")
+    peak_per_s = median(_peak(load, port, world, peak, number) for number in range(peak.rounds))
+    console.print(f"[dim]{times * peak_per_s:,.0f} requests/s for {seconds:.0f} s ...[/]")
+    before_mib = _memory_mib()
+    measured = _overload(port, times * peak_per_s, seconds, world)
+    after_mib = _memory_mib()
+    failed = {what: n for what, n in measured.errors.items() if what != TURNED_AWAY}
+    return {
+        "peak_per_s": round(peak_per_s, 1),
+        "offered_per_s": round(times * peak_per_s, 1),
+        "seconds": seconds,
+        "answers_per_s": measured.requests_per_s,
+        "browned_out": measured.browned_out,
+        "goodput": round(measured.requests_per_s / peak_per_s, 3),
+        "turned_away": measured.errors.get(TURNED_AWAY, 0),
+        "failed": failed,
+        "n_failed": sum(failed.values()),
+        "memory_mib": [round(before_mib), round(after_mib)],
+        "memory_over_before": round(after_mib / before_mib, 3),
+        "measured": asdict(measured),
+    }
 
 
 def new_key(folder: Path) -> Path:
@@ -88,11 +99,14 @@ def new_key(folder: Path) -> Path:
     return file.path
 
 
-def _peak(load: LoadProcess, port: int, world: Prepared, seconds: float, number: int) -> float:
-    asked = Load(
-        port, "/v1/recommendations", "user", CLIENTS, seconds, 1.0, f"peak-{number}", world.users, NOT_DEGRADED
-    )
-    return load.measure(asked).requests_per_s
+def _peak(load: LoadProcess, port: int, world: Prepared, peak: Peak, number: int) -> float:
+    """Raises RuntimeError where there is no answer that has everything: nothing can be said of twice that."""
+    path, seed = "/v1/recommendations", f"peak-{number}"
+    asked = Load(port, path, "user", peak.clients, peak.seconds, 1.0, seed, world.users, NOT_DEGRADED)
+    measured = load.measure(asked)
+    if not measured.requests:
+        raise RuntimeError(f"no list with everything in it at the peak: {measured.errors}")
+    return measured.requests_per_s
 
 
 def _overload(port: int, per_s: float, seconds: float, world: Prepared) -> Measured:
@@ -135,15 +149,12 @@ def table(runs: Sequence[dict[str, Any]], world: Prepared) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--topology", nargs="+", choices=LAYOUTS, default=["tiered"])
     parser.add_argument("--keys", action="store_true", help="callers must show an API key")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--times", type=float, default=2.0, help="of the peak")
     parser.add_argument("--synthetic", action="store_true", help="a made-up catalogue instead of the films")
-    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, a few seconds")
     return parser.parse_args()
 
 
@@ -154,10 +165,9 @@ def main() -> int:
     warn_if_busy(busy)
     try:
         world = prepared(given)
-        seconds, peak = (5.0, Peak(1, 1.0)) if given.quick else (given.seconds, Peak())
         with TemporaryDirectory() as folder:
             more = {"api_keys": str(new_key(Path(folder)))} if given.keys else {}
-            runs = [run(world, layout, more, given.times, seconds, peak) for layout in given.topology]
+            runs = [run(world, layout, more, given.times, given.seconds) for layout in given.topology]
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

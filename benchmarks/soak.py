@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
-from figures import busy_share, machine, warn_if_busy
+from figures import busy_share, command_line, machine, warn_if_busy
 from http_load import Connection, on_the_wire, percentile
 from open_loop import Outcome, at_pace, send_all
 from processes import Neighbours, child, end_on_sigterm, pss_kib, script
@@ -397,14 +397,11 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "small catalogue, half a minute")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--per-s", type=float, default=25.0, help="requests a second")
     parser.add_argument("--swap-every", type=float, default=30.0, help="seconds between a swap and the rollback")
     parser.add_argument("--topology", choices=("alone", "tiered", "fused"), default="alone")
-    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, half a minute")
     given = parser.parse_args()
     if given.quick:
         given.minutes, given.swap_every = 0.5, 5.0

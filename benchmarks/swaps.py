@@ -30,7 +30,7 @@ from statistics import median
 from typing import Any
 
 import httpx
-from figures import busy_share, machine, warn_if_busy
+from figures import busy_share, command_line, machine, warn_if_busy
 from http_load import Connection, on_the_wire, percentile
 from open_loop import Outcome, at_pace, send_all
 from processes import end_on_sigterm
@@ -311,7 +311,7 @@ def canary_of(given: argparse.Namespace, share: float) -> Canary:
 
 
 def _catalogue(given: argparse.Namespace) -> tuple[Path, BuildSettings]:
-    folder = given.home.expanduser() / ("synthetic-500" if given.quick else "films")
+    folder = given.home / ("synthetic-500" if given.quick else "films")
     return folder, synthetic(folder, 500) if given.quick else films(folder)
 
 
@@ -343,14 +343,11 @@ def table(found: dict[str, Any], given: argparse.Namespace) -> Table:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "small catalogue, four swaps")
     parser.add_argument("--swaps", type=int, default=100, help="half of them rollbacks")
     parser.add_argument("--per-s", type=float, default=50.0, help="requests a second")
     parser.add_argument("--topology", choices=("tiered", "fused"), default="tiered")
     parser.add_argument("--canary", type=float, help="the share of the people who get a third snapshot, above 0")
-    parser.add_argument("--home", type=Path, default=Path("~/.raysys/benchmarks"), help="where catalogues are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: small catalogue, four swaps")
     given = parser.parse_args()
     given.swaps = 4 if given.quick else given.swaps
     return given

@@ -4,6 +4,7 @@ import asyncio
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,13 @@ def test_start_up_is_told_apart_from_speed() -> None:
     assert (speed.left.median, speed.right.median) == (10.0, 20.0)
     assert speed.ratio == Spread.of([2.0])
     assert rows["end to end, texts/s"].ratio == Spread.of([110 / 60])
+
+
+def test_int8_is_compared_with_the_same_loop_and_start_up() -> None:
+    with_int8 = replace(one_round(peer_s=110.0, ours_s=60.0), int8=Run(35.0, 100.0, {}))
+    rows = {row.name: row for row in figures([with_int8], n=1_064)}
+    assert rows["int8, without start-up, texts/s"].ratio == Spread.of([4.0])
+    assert rows["without start-up, texts/s"].ratio == Spread.of([2.0])
 
 
 def test_a_run_shorter_than_start_up_shows_no_speed() -> None:

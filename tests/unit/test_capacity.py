@@ -1,5 +1,6 @@
 """The model of capacity: it finds again what it was made of, and its plans grow with what is asked of them."""
 
+import os
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -46,9 +47,22 @@ def test_the_fit_finds_the_rule_and_predicts_what_it_was_not_fitted_on(costs: Co
     assert costs.shard_ms == pytest.approx((0.3, 20e-6))
     assert costs.shard_bytes_per_item == pytest.approx(2_000)
     unseen = point(*capacity.CHECKED)
-    total_ms = unseen.gateway_ms + 4 * unseen.shard_ms + unseen.ranker_ms + unseen.rest_ms
-    expected = min(2_000 / total_ms, 1_000 / unseen.gateway_ms)
-    assert costs.requests_per_s(*capacity.CHECKED, cores=2) == pytest.approx(expected)
+    assert unseen.request_ms == unseen.gateway_ms + 4 * unseen.shard_ms + unseen.ranker_ms + unseen.rest_ms
+    assert costs.request_ms(*capacity.CHECKED, INDEX) == pytest.approx(unseen.request_ms)
+    expected = min(2_000 / unseen.request_ms, 1_000 / unseen.gateway_ms)
+    assert costs.requests_per_s(*capacity.CHECKED, cores=2, index=INDEX) == pytest.approx(expected)
+
+
+def test_a_check_says_how_far_above_the_measured_point_the_prediction_is(costs: Costs) -> None:
+    per_s = costs.requests_per_s(20_000, 4, os.cpu_count() or 1, INDEX)
+    found = capacity.checked(costs, INDEX, replace(point(*capacity.CHECKED), requests_per_s=per_s / 1.25))
+    assert (found["error"], found["cpu_error"]) == (0.25, 0.0)
+
+
+def test_behind_an_approximate_index_only_the_search_grows(costs: Costs) -> None:
+    most = costs.shard(capacity.MOST_MEASURED, INDEX)
+    assert costs.shard(1_000_000, INDEX) == pytest.approx(most + 2 * 0.6)
+    assert costs.shard(8_000_000, INDEX) == pytest.approx(most + 2 * 0.6 * 8**0.3)
 
 
 @given(st.integers(1_000, 100_000_000), st.floats(1, 20_000))
