@@ -1,6 +1,6 @@
 """The bulk embedding job from start to end, against a plain loop over the same texts with the same weights.
 
-    python benchmarks/embedding.py [--n 50000] [--words 8 90] [--rounds 5] [--json FILE] [--quick]
+    python benchmarks/embedding.py [--n 50000] [--words 8 90] [--dtype int8] [--rounds 5] [--json FILE] [--quick]
     python benchmarks/embedding.py --steady [--texts 50000] [--words 8 90] [--hash] [--rounds 5] [--json FILE] [--quick]
 
 Ours is ``raysys build``: start Ray, read and clean the catalogue, encode its texts in a pool of actors, build the FAISS
@@ -8,6 +8,7 @@ shards, publish a snapshot. The peer (``plain_loop.py``) is ``SentenceTransforme
 Both run as processes of their own on the same cores and take turns; ratios are taken within a round.
 
 Start-up is told apart by a second catalogue of a few texts: what a run takes beyond it is the time of the other texts.
+So both have the pool with --n, where a few texts alone would be encoded without Ray; the films need none.
 Then 1 % of the texts are changed and ours runs again over the same index folder. Without --n the texts are the
 9,066 films; with it, random texts of so many words.
 
@@ -16,6 +17,7 @@ Then 1 % of the texts are changed and ours runs again over the same index folder
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -95,13 +97,14 @@ def write_catalogue(path: Path, given: Sequence[str]) -> Path:
     return path
 
 
-def run_ours(catalogue: Path, root: Path) -> Run:
-    """`raysys build` over the catalogue, into the index folder ``root``."""
+def run_ours(catalogue: Path, root: Path, dtype: str, encoders: int | None = None) -> Run:
+    """`raysys build` over the catalogue, into the index folder ``root``. encoders: of the pool that it has to use."""
     settings = root.parent / f"{root.name}.yaml"
     given = {
         "catalog": {"path": str(catalogue), "template": "{title}"},
-        "encoder": {"model": "minilm", "device": "cpu"},
+        "encoder": {"model": "minilm", "device": "cpu", "dtype": dtype},
         "index": {"root": str(root), "shards": SHARDS},
+        "workers": {"encoders": encoders},
     }
     settings.write_text(yaml.safe_dump(given))
     command = [str(Path(sys.executable).with_name("raysys")), "build", str(settings)]
@@ -120,15 +123,15 @@ def run_peer(catalogue: Path, folder: Path) -> Run:
     return Run(time.perf_counter() - start_s, peak_mib, json.loads(output.splitlines()[-1]))
 
 
-def one_round(given: Sequence[str], folder: Path) -> Round:
+def one_round(given: Sequence[str], folder: Path, dtype: str, encoders: int | None) -> Round:
     """Peer, ours, peer, ours, and ours after a change. All vectors are new in each round."""
     few = write_catalogue(folder / "few.parquet", given[:FEW_TEXTS])
     every = write_catalogue(folder / "every.parquet", given)
     changed = write_catalogue(folder / "changed.parquet", changed_texts(given))
-    peer_few, ours_few = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few")
-    peer, ours = run_peer(every, folder / "peer"), run_ours(every, folder / "ours")
+    peer_few, ours_few = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few", dtype, encoders)
+    peer, ours = run_peer(every, folder / "peer"), run_ours(every, folder / "ours", dtype, encoders)
     cosine = min_cosine(folder / "peer", folder / "ours")
-    return Round(peer_few, ours_few, peer, ours, run_ours(changed, folder / "ours"), cosine)
+    return Round(peer_few, ours_few, peer, ours, run_ours(changed, folder / "ours", dtype), cosine)
 
 
 def min_cosine(peer: Path, ours: Path) -> float:
@@ -225,19 +228,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steady", action="store_true", help="the encode stage against loops without Ray")
     parser.add_argument("--texts", type=int, default=10_000, help="random texts of --steady")
     parser.add_argument("--words", type=int, nargs=2, default=ITEM_WORDS, help="fewest and most words of a text")
+    parser.add_argument("--dtype", default="auto", help="`encoder.dtype` of ours, such as int8")
     parser.add_argument("--hash", action="store_true", help="--steady with hashed words: more files a second")
     return parser.parse_args()
 
 
-def measured(n_rounds: int, n: int | None, n_words: tuple[int, int]) -> tuple[list[str], list[Round]]:
+def measured(n_rounds: int, n: int | None, n_words: tuple[int, int], dtype: str) -> tuple[list[str], list[Round]]:
     """The texts, and every round over them. Leaves no file behind."""
     with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
         items = film_texts(Path(folder)) if n is None else made_up_texts(n, n_words)
+        encoders = None if n is None else len(os.sched_getaffinity(0))
         rounds = []
         for number in range(n_rounds):
             console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                rounds.append(one_round(items, Path(fresh)))
+                rounds.append(one_round(items, Path(fresh), dtype, encoders))
     return items, rounds
 
 
@@ -270,7 +275,7 @@ def main() -> int:
     busy = busy_share()
     warn_if_busy(busy)
     try:
-        items, rounds = measured(n_rounds, n, tuple(given.words))
+        items, rounds = measured(n_rounds, n, tuple(given.words), given.dtype)
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -282,6 +287,7 @@ def main() -> int:
     console.print(table(rows, title, caption))
     if given.json is not None:
         parameters = {"texts": len(items), "films": n is None, "mean_words": round(words, 2), "rounds": n_rounds}
+        parameters["dtype"] = given.dtype
         given.json.write_text(json.dumps(report(rounds, rows, parameters, busy), indent=1) + "\n", encoding="utf-8")
     return 0
 
