@@ -8,6 +8,7 @@ shards, publish a snapshot. The peer (``plain_loop.py``) is ``SentenceTransforme
 Both run as processes of their own on the same cores and take turns; ratios are taken within a round.
 
 Start-up is told apart by a second catalogue of a few texts: what a run takes beyond it is the time of the other texts.
+So both have the pool with --n, where a few texts alone would be encoded without Ray; the films need none.
 Then 1 % of the texts are changed and ours runs again over the same index folder. --int8: ours once more with an encoder
 in int8, a model of its own. Without --n the texts are the
 9,066 films; with it, random texts of so many words.
@@ -17,6 +18,7 @@ in int8, a model of its own. Without --n the texts are the
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -99,13 +101,14 @@ def write_catalogue(path: Path, given: Sequence[str]) -> Path:
     return path
 
 
-def run_ours(catalogue: Path, root: Path, dtype: str = "auto") -> Run:
-    """`raysys build` over the catalogue, into the index folder ``root``."""
+def run_ours(catalogue: Path, root: Path, encoders: int | None, dtype: str = "auto") -> Run:
+    """`raysys build` over the catalogue, into the index folder ``root``. encoders: of the pool that it has to use."""
     settings = root.parent / f"{root.name}.yaml"
     given = {
         "catalog": {"path": str(catalogue), "template": "{title}"},
         "encoder": {"model": "minilm", "device": "cpu", "dtype": dtype},
         "index": {"root": str(root), "shards": SHARDS},
+        "workers": {"encoders": encoders},
     }
     settings.write_text(yaml.safe_dump(given))
     command = [str(Path(sys.executable).with_name("raysys")), "build", str(settings)]
@@ -124,7 +127,7 @@ def run_peer(catalogue: Path, folder: Path) -> Run:
     return Run(time.perf_counter() - start_s, peak_mib, json.loads(output.splitlines()[-1]))
 
 
-def one_round(given: Sequence[str], folder: Path, with_int8: bool = False) -> Round:
+def one_round(given: Sequence[str], folder: Path, encoders: int | None, with_int8: bool = False) -> Round:
     """Peer, ours, peer, ours, and ours after a change. All vectors are new in each round.
 
     Where there are no more than FEW_TEXTS, the run over them is the one over all.
@@ -132,14 +135,14 @@ def one_round(given: Sequence[str], folder: Path, with_int8: bool = False) -> Ro
     few = write_catalogue(folder / "few.parquet", given[:FEW_TEXTS])
     every = write_catalogue(folder / "every.parquet", given)
     changed = write_catalogue(folder / "changed.parquet", changed_texts(given))
-    first = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few")
+    first = run_peer(few, folder / "peer-few"), run_ours(few, folder / "ours-few", encoders)
     if len(given) <= FEW_TEXTS:
         peer, ours, folders = *first, (folder / "peer-few", folder / "ours-few")
     else:
         folders = folder / "peer", folder / "ours"
-        peer, ours = run_peer(every, folders[0]), run_ours(every, folders[1])
-    cosine, again = min_cosine(*folders), run_ours(changed, folders[1])
-    int8 = run_ours(every, folder / "int8", "int8") if with_int8 else None
+        peer, ours = run_peer(every, folders[0]), run_ours(every, folders[1], encoders)
+    cosine, again = min_cosine(*folders), run_ours(changed, folders[1], None)
+    int8 = run_ours(every, folder / "int8", encoders, "int8") if with_int8 else None
     return Round(*first, peer, ours, again, cosine, int8)
 
 
@@ -248,11 +251,12 @@ def measured(n_rounds: int, n: int | None, n_words: tuple[int, int], with_int8: 
     """The texts, and every round over them. Leaves no file behind."""
     with tempfile.TemporaryDirectory(prefix="raysys-embedding-") as folder:
         items = film_texts(Path(folder)) if n is None else made_up_texts(n, n_words)
+        encoders = None if n is None else len(os.sched_getaffinity(0))
         rounds = []
         for number in range(n_rounds):
             console.print(f"[dim]round {number + 1} of {n_rounds} ...[/]")
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                rounds.append(one_round(items, Path(fresh), with_int8))
+                rounds.append(one_round(items, Path(fresh), encoders, with_int8))
     return items, rounds
 
 

@@ -37,6 +37,7 @@ from raysys.errors import ConfigError, RaysysError, of_worker
 from raysys.tls import check_certificate
 
 if TYPE_CHECKING:
+    from raysys.index.manifest import Manifest
     from raysys.training.tune import Tuned
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -66,14 +67,14 @@ def build(
     given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
     given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
     settings = with_workers(with_index(_build_settings(source), memory, recall), given)
-    from raysys.training.distributed.build import build as run
-    from raysys.training.distributed.connection import connected
-    from raysys.training.plan import find_inputs
     from raysys.training.report import readable
 
-    find_inputs(settings)  # a wrong column is said before Ray starts
-    with connected(settings, address) as adapted:
-        manifest, report = run(adapted, say=console.print)
+    if address is None:
+        from raysys.training.distributed.on_this_machine import build_on_this_machine
+
+        manifest, report = build_on_this_machine(settings, say=console.print)
+    else:
+        manifest, report = _build_on_cluster(settings, address)
     for line in readable(report, manifest):
         console.print(line)
     snapshot_id, root = manifest.snapshot_id, settings.index.root
@@ -82,6 +83,16 @@ def build(
         console.print(f"published [bold]{snapshot_id}[/] under {root}; next: raysys serve{where}")
     else:
         console.print(f"built [bold]{snapshot_id}[/]; next: raysys snapshots activate {snapshot_id} --root {root}")
+
+
+def _build_on_cluster(settings: BuildSettings, address: str) -> tuple["Manifest", dict[str, Any]]:
+    from raysys.training.distributed.build import build as run
+    from raysys.training.distributed.connection import connected
+    from raysys.training.plan import find_inputs
+
+    find_inputs(settings)  # a wrong column is said before Ray starts
+    with connected(settings, address) as adapted:
+        return run(adapted, say=console.print)
 
 
 @app.command()

@@ -35,6 +35,8 @@ def text_terms(text: str) -> Iterator[str]:
     """The words of a text, and the pairs of its neighbouring CJK characters."""
     found = words(text)
     yield from found
+    if text.isascii():
+        return
     for one, other in pairwise(found):
         if is_cjk(one) and is_cjk(other):
             yield one + other

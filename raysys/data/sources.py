@@ -64,6 +64,15 @@ def discover(path: str, format: Literal["auto", "parquet", "csv", "jsonl"] = "au
     return splits or [Split(path, filled[0].path, kind, 0)]
 
 
+def bytes_of(splits: Sequence[Split]) -> int:
+    """The size of the files that these are pieces of."""
+    paths_of: dict[str, set[str]] = defaultdict(set)
+    for split in splits:
+        paths_of[split.root].add(split.path)
+    infos = (open_root(root)[0].get_file_info(sorted(paths)) for root, paths in paths_of.items())
+    return sum(info.size for found in infos for info in found)
+
+
 def open_root(root: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a local path or URL, and the path in it. Raises ConfigError when neither library knows it."""
     if "://" not in root:

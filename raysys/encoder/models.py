@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,17 @@ def weights_sha256(folder: Path) -> str:
         raise ConfigError(f"encoder.model: {folder} holds no .safetensors file; other weight formats are not read")
     digests = [file_sha256(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def hidden_size(folder: Path) -> int | None:
+    """The dimensions of a model's vectors by its config.json; None where only the model's own class can tell."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        parts = [part for part in config.values() if isinstance(part, dict) and "hidden_size" in part]
+        size = None if parts else config.get("hidden_size")
+    except (OSError, ValueError, AttributeError):
+        return None  # transformers says better what is wrong
+    return size if isinstance(size, int) else None
 
 
 def file_sha256(path: Path) -> str:

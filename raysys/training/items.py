@@ -106,7 +106,8 @@ def settle_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dic
 
     Returns counts. ``duplicates``: rows of the catalogue with a later one. ``replaced_by_change``: those with a live
     change. ``deleted_by_change``: items of the catalogue that stay away, as a live change says. ``unchanged``: texts
-    that have a vector, ``unchanged_chars`` in all; ``todo``: those that have none. ``item_bytes``: of the items.
+    that have a vector, ``unchanged_chars`` in all; ``todo``: those that have none, likewise. ``item_bytes``: of the
+    items.
     """
     items, counts = _latest(plan, number)
     if not len(items):
@@ -126,6 +127,7 @@ def settle_shard(plan: BuildPlan, number: int, identity: EncoderIdentity) -> dic
         "item_bytes": items.nbytes,
         "collisions": collisions,
         "todo": int((~known).sum()),
+        "todo_chars": int(chars[~known].sum()),
         "unchanged": int(known.sum()),
         "unchanged_chars": int(chars[known].sum()),
     }

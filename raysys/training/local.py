@@ -1,9 +1,12 @@
 """The same stages one after the other in this process, without Ray: for tests, evaluation, and small catalogues."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings
-from raysys.encoder.build import build_encoder
-from raysys.encoder.protocol import Encoder, EncoderIdentity
+from raysys.encoder.build import build_encoder, encoder_identity
+from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.manifest import Manifest
 from raysys.training import behaviour, factor_blocks, finish, items, learn, log, words
 from raysys.training.encoding import Encoding, Turns
@@ -12,24 +15,69 @@ from raysys.training.plan import BuildPlan, planned
 from raysys.training.report import Report
 from raysys.training.student.stage import fit_student
 
+Say = Callable[[str], None]
+
+
+class Settled(NamedTuple):
+    """What is known when the inputs are read and settled and the texts to encode are listed.
+
+    latest_s: the time of the latest event, minus infinity = there is none. shards: what ``settle_shard`` has counted.
+    """
+
+    identity: EncoderIdentity
+    latest_s: float
+    shards: list[dict[str, Any]]
+
 
 def build_here(settings: BuildSettings, clock: Clock | None = None) -> Manifest:
     """Build and publish a snapshot. Raises what the distributed job raises."""
     clock = SystemClock() if clock is None else clock
     report = Report(clock)
     with planned(settings, clock.now_s()) as plan:
-        identity, latest_s = stage(plan, report)
-        report.add(_fit(plan, latest_s))
+        return conclude(plan, settle(plan, report), report)
+
+
+def settle(plan: BuildPlan, report: Report) -> Settled:
+    """Read and settle all inputs. No model is loaded where the identity of the encoder can be told without."""
+    with report.stage("read and clean"):
+        for number in range(len(plan.inputs.items)):
+            report.add_staged(items.stage_items(plan, number), "items_")
+        report.add_staged(items.stage_changes(plan), "changes_")
+        event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
+        for counts in event_counts:
+            report.add_staged(counts, "events_")
+    with report.stage("settle"):
+        identity = encoder_identity(plan.settings.encoder)
+        shards = [items.settle_shard(plan, part, identity) for part in range(plan.n_shards)]
+        words.count_all(plan)
+    for counts in shards:
+        report.add(counts)
+    latest_s = max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
+    return Settled(identity, latest_s, shards)
+
+
+def conclude(plan: BuildPlan, settled: Settled, report: Report, say: Say = lambda _: None) -> Manifest:
+    """Everything after that."""
+    identity = settled.identity
+    encode(plan, report, say)
+    with report.stage("behaviour"):
+        report.add(_fit(plan, settled.latest_s))
         report.add(fit_sequence(plan, identity))
-        if settings.student is not None:
-            report.student = fit_student(plan, build_encoder(settings.encoder), clock)
+    if plan.settings.student is not None:
+        with report.stage("student"):
+            report.student = fit_student(plan, build_encoder(plan.settings.encoder), report.clock)
+    with report.stage("build shards"):
         finished = [finish.finish_shard(plan, part, identity) for part in range(plan.n_shards)]
-        held_out = log.hold_out(plan, latest_s)
-        if held_out is not None:
+    held_out = log.hold_out(plan, settled.latest_s)
+    if held_out is not None:
+        with report.stage("learn to rank"):
             _learn(plan, held_out, identity, report)
+    with report.stage("publish"):
         manifest = finish.publish(plan, identity, finished, report.as_dict())
-        finish.retire(plan)
-        return manifest
+    retired = finish.retire(plan)
+    if retired:
+        say(retired)
+    return manifest
 
 
 def stage(plan: BuildPlan, report: Report) -> tuple[EncoderIdentity, float]:
@@ -37,29 +85,22 @@ def stage(plan: BuildPlan, report: Report) -> tuple[EncoderIdentity, float]:
 
     Returns the identity of the encoder and the time of the latest event, minus infinity = there is none.
     """
-    for number in range(len(plan.inputs.items)):
-        report.add_staged(items.stage_items(plan, number), "items_")
-    report.add_staged(items.stage_changes(plan), "changes_")
-    event_counts = [behaviour.stage_events(plan, number) for number in range(len(plan.inputs.events))]
-    for counts in event_counts:
-        report.add_staged(counts, "events_")
-    encoder = build_encoder(plan.settings.encoder)
-    for part in range(plan.n_shards):
-        report.add(items.settle_shard(plan, part, encoder.identity))
-    words.count_all(plan)
-    _encode(plan, encoder, report)
-    return encoder.identity, max((counts["latest_s"] for counts in event_counts), default=float("-inf"))
+    settled = settle(plan, report)
+    encode(plan, report)
+    return settled.identity, settled.latest_s
 
 
-def _encode(plan: BuildPlan, encoder: Encoder, report: Report) -> None:
-    workers = plan.settings.workers
-    turns = Turns(workers.limit_rate)
-    encoding = Encoding(report.counts["todo"], 1, workers, report.elapsed_s(), report.clock)
-    for path in items.todo_files(plan):
-        counts = items.encode_file(plan, path, encoder, turns)
-        report.add_encoded(counts)
-        encoding.add(counts)
-    report.encoding = encoding.figures()
+def encode(plan: BuildPlan, report: Report, say: Say = lambda _: None) -> None:
+    """Encode the texts that have no vector yet; where there are none, no model is loaded."""
+    files = items.todo_files(plan)
+    if not files:
+        return
+    with report.stage("encode"):
+        workers = plan.settings.workers
+        turns = Turns(workers.limit_rate)
+        encoding = Encoding(report.counts["todo"], 1, workers, report.elapsed_s(), report.clock)
+        encoder = build_encoder(plan.settings.encoder)
+        report.follow(encoding, (items.encode_file(plan, path, encoder, turns) for path in files), say)
 
 
 def _fit(plan: BuildPlan, now_s: float) -> dict[str, int]:

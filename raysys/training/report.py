@@ -1,7 +1,7 @@
 """What a build did: for machines as JSON beside the snapshot, for people as a few lines."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,8 +9,9 @@ from raysys.clock import Clock
 from raysys.index.choose import Trial
 from raysys.index.manifest import Manifest
 from raysys.training import prices
-from raysys.training.encoding import MIN_TEXTS_FOR_SPEED
+from raysys.training.encoding import MIN_TEXTS_FOR_SPEED, Encoding
 
+PROGRESS_EVERY_S = 2.0
 MIN_TEXTS_FOR_RATIO = 20  # of tokens to characters
 _STAGED = ("read", "kept", "kept_bytes", "erased", "folded")
 
@@ -44,6 +45,18 @@ class Report:
         """Add counts of one task."""
         for name, n in counts.items():
             self.counts[prefix + name] += n
+
+    def follow(self, encoding: Encoding, results: Iterable[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+        """Take the counts of each file as it is encoded, and say now and then how far it is. Raises OverBudget."""
+        said_s = self.clock.monotonic_s()
+        for counts in results:
+            self.add_encoded(counts)
+            encoding.add(counts)
+            now_s = self.clock.monotonic_s()
+            if now_s - said_s >= PROGRESS_EVERY_S or encoding.is_done:
+                said_s = now_s
+                say(encoding.text())
+        self.encoding = encoding.figures()
 
     def add_encoded(self, counts: Mapping[str, Any]) -> None:
         """Add what ``encode_file`` has counted."""

@@ -1,6 +1,7 @@
 """The stages that turn the fields of items into terms: counted shard by shard, weighed over the whole catalogue."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def _terms_of(items: pa.Table, attributes: list[str]) -> Iterator[pa.Table]:
     for batch in fields.to_batches(max_chunksize=ROW_BATCH):
         found = [item_terms(values, attributes) for values in batch.to_pylist()]
         rows = np.repeat(np.arange(first, first + len(found), dtype=np.int32), [len(terms) for terms in found])
-        terms = term_keys(term for terms in found for term in terms)
+        terms = term_keys(chain.from_iterable(found))
         counts = np.fromiter((n for terms in found for n in terms.values()), dtype=np.float32)
         yield pa.table([rows, terms, counts], schema=_SCHEMA)
         first += len(batch)

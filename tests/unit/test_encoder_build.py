@@ -6,7 +6,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from raysys.config import EncoderSettings
-from raysys.encoder.build import build_encoder, default_encoder_settings
+from raysys.encoder.build import build_encoder, default_encoder_settings, encoder_identity
 from raysys.encoder.hashing import HashEncoder
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.errors import ConfigError
@@ -17,7 +17,7 @@ def test_hash_settings_reach_the_encoder() -> None:
     encoder = build_encoder(settings)
     assert isinstance(encoder, HashEncoder)
     expected = EncoderIdentity("hash", "1", "sum", "q ", "i ", max_tokens=5, dim=32, normalized=False)
-    assert encoder.identity == expected
+    assert encoder.identity == encoder_identity(settings) == expected
 
 
 def test_usem3_without_length_one_is_refused() -> None:

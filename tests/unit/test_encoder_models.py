@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raysys.encoder.models import MINILM_NAME, find_model, minilm_folder, weights_sha256
+from raysys.encoder.models import MINILM_NAME, find_model, hidden_size, minilm_folder, weights_sha256
 from raysys.errors import ConfigError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -79,3 +79,21 @@ def test_weights_are_named_by_their_bytes(tmp_path: Path) -> None:
     assert one == hashlib.sha256(b"first").hexdigest()
     (tmp_path / "model-2.safetensors").write_bytes(b"second")
     assert weights_sha256(tmp_path) not in {one, hashlib.sha256(b"second").hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ('{"hidden_size": 384}', 384),
+        ('{"hidden_size": 384, "label2id": {"LABEL_0": 0}}', 384),
+        ('{"d_model": 512}', None),  # T5 calls it so
+        ('{"hidden_size": 768, "text_config": {"hidden_size": 512}}', None),
+        ('{"hidden_size": "384"}', None),
+        ("[384]", None),
+        ("{", None),
+    ],
+)
+def test_the_size_of_vectors_is_read_where_it_is_plain(tmp_path: Path, config: str, size: int | None) -> None:
+    assert hidden_size(tmp_path) is None
+    (tmp_path / "config.json").write_text(config)
+    assert hidden_size(tmp_path) == size

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from raysys.data.csv_lines import BrokenLine, csv_records
 from raysys.data.readers import BATCH_ROWS, Batch, columns_of, discover, read
 from raysys.data.rejects import REJECT_SCHEMA, rejects_table
+from raysys.data.sources import bytes_of
 from raysys.errors import ConfigError
 
 
@@ -44,6 +45,7 @@ def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     assert [Path(split.path).name for split in splits] == ["a.csv", "b.csv", "c.csv"]
     assert [split.number for split in splits] == [0, 1, 2]
     assert pickle.loads(pickle.dumps(splits)) == splits
+    assert bytes_of(splits) == 3 * len("id\n1\n")
 
 
 def test_a_parquet_file_is_split_by_row_groups(tmp_path: Path) -> None:
@@ -52,6 +54,7 @@ def test_a_parquet_file_is_split_by_row_groups(tmp_path: Path) -> None:
     splits = discover(str(path))
     assert [split.row_groups for split in splits] == [(0, 1), (2, 3), (4, 5), (6, 7), (8,)]
     assert [split.first_row for split in splits] == [0, 1_200, 2_400, 3_600, 4_800]
+    assert bytes_of(splits) == path.stat().st_size
     batches = read_all(str(path), ["id"])
     assert [value for batch in batches for value in batch.table["id"].to_pylist()] == list(range(5_000))
     assert [row for batch in batches for row in batch.rows.to_pylist()] == list(range(5_000))

@@ -283,7 +283,7 @@ class TickingClock(FixedClock):
 def test_a_build_that_would_cost_too_much_keeps_what_it_has_encoded(tmp_path: Path) -> None:
     write(tmp_path / "items.jsonl", ROWS)
     settings = settings_of(tmp_path)
-    limited = with_workers(settings, texts_per_file=2, usd_per_hour=3_600.0, max_cost=5.0)
+    limited = with_workers(settings, texts_per_file=2, usd_per_hour=3_600.0, max_cost=9.0)
     with pytest.raises(OverBudget, match=r"4 of 12 texts, which are kept"):
         build_here(limited, TickingClock())
     assert_nothing_published(tmp_path)

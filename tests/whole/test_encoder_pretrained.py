@@ -7,7 +7,7 @@ import pytest
 from encoder_suite import TITLES, EncoderSuite
 
 from raysys.config import EncoderSettings
-from raysys.encoder.build import build_encoder
+from raysys.encoder.build import build_encoder, encoder_identity
 from raysys.encoder.models import find_model
 from raysys.encoder.protocol import Encoder
 from raysys.encoder.runtimes.protocol import Dtype, RuntimeName
@@ -49,6 +49,7 @@ def test_every_runtime_is_near_torch_in_float32(
     cosines = (encoder.encode(texts, "item") * minilm.encode(texts, "item")).sum(axis=1)
     assert cosines.min() >= FLOORS[encoder.runtime.dtype]
     assert (encoder.identity == minilm.identity) is (dtype != "int8")
+    assert encoder.identity == encoder_identity(EncoderSettings(runtime=runtime, dtype=dtype))
 
 
 class TestUniversalEncoder(EncoderSuite):

@@ -15,7 +15,9 @@ from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from raysys.config import EncoderSettings
 from raysys.encoder.batching import pad
+from raysys.encoder.build import build_encoder, encoder_identity
 from raysys.encoder.models import find_model
 from raysys.encoder.pooling import pool
 from raysys.encoder.runtimes.torch_runtime import compute_dtype, cpu_has_bfloat16
@@ -101,6 +103,12 @@ def test_identity_of_a_folder(folder: Path) -> None:
     assert (identity.dim, identity.normalized) == (DIM, False)
     assert identity != load(folder, pooling="mean").identity
     assert load(folder, dtype="bfloat16").identity == load(folder).identity
+
+
+@pytest.mark.parametrize("changes", [{}, {"pooling": "cls", "item_prompt": "i: ", "normalize": False, "max_tokens": 9}])
+def test_the_identity_is_told_without_the_model(folder: Path, changes: dict[str, object]) -> None:
+    settings = EncoderSettings.model_validate({"model": str(folder), "runtime": "torch", "max_tokens": 32, **changes})
+    assert encoder_identity(settings) == build_encoder(settings).identity
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

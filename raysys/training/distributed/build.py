@@ -6,7 +6,7 @@ Ray. Data moves through files that every node sees, so what Ray carries is small
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,19 +16,18 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raysys.clock import Clock, SystemClock
 from raysys.config import BuildSettings, EncoderSettings
-from raysys.encoder.build import build_encoder
+from raysys.encoder.build import build_encoder, encoder_identity
 from raysys.encoder.protocol import EncoderIdentity
 from raysys.index.contrast import Moments
 from raysys.index.manifest import Manifest, ShardRecord
 from raysys.training import behaviour, factor_blocks, finish, items, learn, log, memory, words
 from raysys.training.encoding import Encoding, Turns
+from raysys.training.local import Say, Settled
 from raysys.training.plan import BuildPlan, planned
-from raysys.training.report import Report
+from raysys.training.report import PROGRESS_EVERY_S, Report
 from raysys.training.sequence import stage as sequence
 from raysys.training.student.stage import fit_student
 
-Say = Callable[[str], None]
-PROGRESS_EVERY_S = 2.0
 ENCODER_NICENESS = 10  # a build must not take the cores from replicas that serve on the same machine
 
 
@@ -41,8 +40,13 @@ def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None)
     clock = SystemClock() if clock is None else clock
     report = Report(clock)
     with planned(settings, clock.now_s()) as plan:
-        manifest = _Build(plan, report, say, clock).run()
+        manifest = conclude(plan, report, say)
     return manifest, report.as_dict()
+
+
+def conclude(plan: BuildPlan, report: Report, say: Say, settled: Settled | None = None) -> Manifest:
+    """The job by a plan that is made. settled: of ``local.settle``, where its inputs have been read and settled."""
+    return _Build(plan, report, say).run(settled)
 
 
 class _Count(NamedTuple):
@@ -64,21 +68,22 @@ class _Fit(NamedTuple):
 class _Build:
     """One run of the job: the stages in their order."""
 
-    def __init__(self, plan: BuildPlan, report: Report, say: Say, clock: Clock) -> None:
-        self._plan, self._report, self._say, self._clock = plan, report, say, clock
+    def __init__(self, plan: BuildPlan, report: Report, say: Say) -> None:
+        self._plan, self._report, self._say, self._clock = plan, report, say, report.clock
         self._shard_bytes: list[int] = []  # that the task of each shard takes
         _quiet()
 
-    def run(self) -> Manifest:
-        loading = _identity.remote(self._plan.settings.encoder)  # loads the model once, beside the reading
-        latest_s = self._stage()
+    def run(self, settled: Settled | None = None) -> Manifest:
+        latest_s = self._stage() if settled is None else settled.latest_s
         held_out = log.hold_out(self._plan, latest_s)
         counting = [self._count(self._plan, latest_s)]
         if held_out is not None:
             counting.append(self._count(self._plan.without(held_out), held_out.now_s))
-        with self._report.stage("load encoder"):
-            identity: EncoderIdentity = ray.get(loading)
-        self._settle(identity)
+        settled = self._settle(latest_s) if settled is None else settled
+        identity = settled.identity
+        for counts in settled.shards:
+            n_bytes = memory.shard_bytes(counts["items"], counts.get("item_bytes", 0), identity.dim)
+            self._shard_bytes.append(n_bytes)
         fits: list[_Fit] = []
         for count in counting:
             fits.append(self._fit(count, [fit.ridge for fit in fits]))
@@ -145,16 +150,16 @@ class _Build:
                 self._say(f"factors: step {number} of {len(fit.factor_steps) - 1} after {now_s - start_s:.0f} s")
         return counts
 
-    def _settle(self, identity: EncoderIdentity) -> None:
+    def _settle(self, latest_s: float) -> Settled:
         with self._report.stage("settle"):
+            identity: EncoderIdentity = ray.get(_identity.remote(self._plan.settings.encoder))
             n_bytes = memory.settle_bytes(self._report.counts["items_kept_bytes"], self._plan.n_shards)
             settle = _settle.options(**_asked([n_bytes])[0])
-            settled = ray.get([settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
+            shards = ray.get([settle.remote(self._plan, n, identity) for n in range(self._plan.n_shards)])
             ray.get(_count_words.remote(self._plan))
-        for counts in settled:
+        for counts in shards:
             self._report.add(counts)
-            item_bytes = counts.get("item_bytes", 0)
-            self._shard_bytes.append(memory.shard_bytes(counts["items"], item_bytes, identity.dim))
+        return Settled(identity, latest_s, shards)
 
     def _encode(self) -> None:
         files = items.todo_files(self._plan)
@@ -176,7 +181,9 @@ class _Build:
                 num_gpus=workers.gpus_per_encoder,
                 **_ONE_BY_ONE,
             )
-            self._follow(pool, n_encoders)
+            spent_s = self._report.elapsed_s()
+            encoding = Encoding(self._report.counts["todo"], n_encoders, workers, spent_s, self._clock)
+            self._report.follow(encoding, _results(pool), self._say)
 
     def _n_encoders(self, n_files: int) -> int:
         workers = self._plan.settings.workers
@@ -187,19 +194,6 @@ class _Build:
             return max(1, int(resources.get("GPU", 0) / workers.gpus_per_encoder))
         # Ray Data's own helper tasks each want a whole CPU; a pool that takes all of them would wait for ever.
         return max(1, min(int(resources["CPU"]) - 1, n_files))
-
-    def _follow(self, pool: Dataset, n_encoders: int) -> None:
-        workers, spent_s = self._plan.settings.workers, self._report.elapsed_s()
-        encoding = Encoding(self._report.counts["todo"], n_encoders, workers, spent_s, self._clock)
-        said_s = self._clock.monotonic_s()
-        for counts in _results(pool):
-            self._report.add_encoded(counts)
-            encoding.add(counts)
-            now_s = self._clock.monotonic_s()
-            if now_s - said_s >= PROGRESS_EVERY_S or encoding.is_done:
-                said_s = now_s
-                self._say(encoding.text())
-        self._report.encoding = encoding.figures()
 
     def _fit_sequence(self, plan: BuildPlan, identity: EncoderIdentity) -> None:
         settings = plan.settings.behaviour.sequence
@@ -306,7 +300,7 @@ class _Encoder:
 
 @ray.remote
 def _identity(settings: EncoderSettings) -> EncoderIdentity:
-    return build_encoder(settings).identity
+    return encoder_identity(settings)
 
 
 @ray.remote

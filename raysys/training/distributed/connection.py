@@ -41,7 +41,8 @@ def _start_here(settings: BuildSettings) -> BuildSettings:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this process and its workers listens or asks
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every socket on loopback
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it says otherwise is for those who develop Ray
-    _init("on this machine", num_cpus=encoders + SPARE_CPUS, include_dashboard=False)
+    # Without this address Ray joins a cluster that runs here, such as that of `raysys serve`.
+    _init("on this machine", address="local", num_cpus=encoders + SPARE_CPUS, include_dashboard=False)
     workers = settings.workers.model_copy(update={"encoders": encoders})
     return settings.model_copy(update={"workers": workers})
 
