@@ -17,7 +17,7 @@ REACH_S = 5.0
 
 
 @contextmanager
-def connected(settings: BuildSettings, address: str | None) -> Iterator[BuildSettings]:
+def connected(settings: BuildSettings, address: str | None = None) -> Iterator[BuildSettings]:
     """Yields the settings; on a cluster of our own with one encoder a core, where they do not say how many.
 
     Raises ConfigError where no cluster answers at the address, Unavailable where Ray does not start.
