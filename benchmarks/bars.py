@@ -47,6 +47,10 @@ class Judged:
         return "" if self.least is None else f">= {round(self.least, 4):g}"
 
     @property
+    def source(self) -> str:
+        return "this run" if self.is_new else "stored"
+
+    @property
     def is_met(self) -> bool | None:
         """None where nothing was measured."""
         if self.measured is None:

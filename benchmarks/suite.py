@@ -138,9 +138,9 @@ def bars_table(found: Sequence[Judged]) -> Table:
 
 
 def bar_cells(one: Judged) -> list[str]:
-    measured = "" if one.measured is None else f"{round(one.measured, 4):g}"
-    met = {None: "not measured", True: "yes", False: "NO"}[one.is_met]
-    return [one.bar.what, one.asked, measured, met, "this run" if one.is_new else "stored"]
+    if one.measured is None:
+        return [one.bar.what, one.asked, "", "not measured", ""]
+    return [one.bar.what, one.asked, f"{one.measured:.5g}", "yes" if one.is_met else "NO", one.source]
 
 
 def _read(path: Path) -> Any:
