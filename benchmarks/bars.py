@@ -47,6 +47,10 @@ class Judged:
         return "" if self.least is None else f">= {round(self.least, 4):g}"
 
     @property
+    def source(self) -> str:
+        return "this run" if self.is_new else "stored"
+
+    @property
     def is_met(self) -> bool | None:
         """None where nothing was measured."""
         if self.measured is None:
@@ -89,18 +93,18 @@ def called(value: Any, number: int) -> str:
 
 
 def _serving() -> Iterator[Bar]:
-    rps, p99 = "sides / * / last_over_this / median", "sides / * / last_over_this_p99 / median"
+    ratio, p99 = "sides / * / last_over_this / median", "sides / * / last_over_this_p99 / median"
     for layout, texts, histories in (
         ("tiered", "text query", "user history over the peers' texts"),
         ("one process a core", "text query, fused, one a core", "user history over the peers' texts, one a core"),
     ):
-        yield Bar(f"texts/s, 32 clients, over both peers, {layout}", "serving", f"rows / {texts} 32 / {rps}", 5)
+        yield Bar(f"texts/s, 32 clients, over both peers, {layout}", "serving", f"rows / {texts} 32 / {ratio}", 5)
         yield Bar(f"their p99, over both peers', {layout}", "serving", f"rows / {texts} 32 / {p99}", most=1)
-        yield Bar(f"histories/s over the peers' texts/s, {layout}", "serving", f"rows / {histories} 32 / {rps}", 12)
-    yield Bar("a lone text, p50 over the peers', tiered", "serving", f"rows / text query 1 / {rps}", most=1.1)
-    yield Bar("a lone history, p50 over the no-op's", "serving", f"rows / user history over no-op 1 / {rps}", most=8)
+        yield Bar(f"histories/s over the peers' texts/s, {layout}", "serving", f"rows / {histories} 32 / {ratio}", 12)
+    yield Bar("a lone text, p50 over the peers', tiered", "serving", f"rows / text query, alone 1 / {ratio}", most=1.1)
+    yield Bar("a lone history, p50 over the no-op's", "serving", f"rows / user history over no-op 1 / {ratio}", most=8)
     for what in ("user history", "text query"):
-        path = f"rows / {what}, fused over tiered 1 / {rps}"
+        path = f"rows / {what}, fused over tiered 1 / {ratio}"
         yield Bar(f"a lone {what}, p50 of fused over tiered", "serving", path, most=0.5)
 
 

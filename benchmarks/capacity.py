@@ -1,7 +1,7 @@
 """How many replicas, machines and dollars N items and Q requests a second take: a model of measured costs.
 
     python benchmarks/capacity.py --measure [--seconds 8] [--costs benchmarks/results/capacity.json]
-    python benchmarks/capacity.py --check 100_000 [--encoder hash] [--seconds 8] [--costs ...]
+    python benchmarks/capacity.py --check 100_000 [--seconds 8] [--costs benchmarks/results/capacity.json]
     python benchmarks/capacity.py --items 100_000_000 --requests-per-s 10_000 [--costs benchmarks/results/capacity.json]
 
 ``--measure`` loads the tiered application with 32 clients over made-up catalogues and takes the CPU time of each tier a
@@ -220,17 +220,14 @@ def checked(costs: Costs, index: "Index", point: Point) -> dict[str, Any]:
     return {**asdict(point), "error": round(error, 3), "cpu_error": round(cpu_error, 3)}
 
 
-def check(home: Path, costs: Costs, index: "Index", items: int, encoder: str, seconds: float) -> dict[str, Any]:
+def check(home: Path, costs: Costs, index: "Index", items: int, seconds: float) -> dict[str, Any]:
     """A catalogue of this size in one shard, of the index that a plan takes for it."""
-    folder = home / f"capacity-{items}-1-{encoder}"
+    folder = home / f"capacity-{items}-1"
     settings = synthetic(folder, items, 1)
     kind = "flat" if items <= FLAT_ITEMS else index.kind
-    chosen = {
-        "index": settings.index.model_copy(update={"kind": kind}),
-        "encoder": settings.encoder.model_copy(update={"kind": encoder, "dim": VECTOR_BYTES // 4}),
-    }
+    chosen = {"index": settings.index.model_copy(update={"kind": kind})}
     world = prepare("synthetic", folder, settings.model_copy(update=chosen))
-    return {**checked(costs, index, _say(measure(world, "user", seconds))), "encoder": encoder}
+    return checked(costs, index, _say(measure(world, "user", seconds)))
 
 
 def _point(home: Path, items: int, shards: int, seconds: float) -> Point:
@@ -373,7 +370,6 @@ def main() -> int:
     parser.add_argument("--requests-per-s", type=float, nargs="+", default=[100.0, 1_000.0, 10_000.0])
     parser.add_argument("--text-share", type=float, default=0.1, help="of the requests that hold a text")
     parser.add_argument("--check", type=int, nargs="+", metavar="ITEMS", help="measure these sizes, and compare")
-    parser.add_argument("--encoder", choices=("transformers", "hash"), default="transformers", help="of --check")
     given = parser.parse_args()
     end_on_sigterm()
     index, home = Index.measured(RESULTS / "index.json"), given.home
@@ -388,8 +384,7 @@ def main() -> int:
             found = {"machine": machine(busy), **calibrate(home, index, given.seconds)}
         costs = Costs(**found["costs"])
         found["checked_on"] += [
-            {**check(home, costs, index, items, given.encoder, given.seconds), "busy_before": busy}
-            for items in given.check or ()
+            {**check(home, costs, index, items, given.seconds), "busy_before": busy} for items in given.check or ()
         ]
     except RaysysError as error:
         print(f"error: {error}", file=sys.stderr)

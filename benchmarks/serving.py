@@ -61,7 +61,7 @@ def text_contests(name: str, ours: int, peers: dict[str, int], clients: Sequence
     """Of a lone client how long it waits counts, of many how many answers there are."""
     sides = (*_texts(peers), Side("raysys", ours, "/v1/recommendations", "text", NOT_DEGRADED))
     return [
-        Contest(name, sides, n, "p50_ms", "<= 1.1")
+        Contest(f"{name}, alone", sides, n, "p50_ms", "<= 1.1")
         if n == 1
         else Contest(name, sides, n, "requests_per_s", ">= 5, p99 < 1" if n >= MANY else "")
         for n in clients

@@ -32,7 +32,7 @@ RUN = {
 NEW_PATHS = {
     bar.path
     for bar in BARS
-    if any(new in bar.path for new in ("peers' texts", "int8", "n_failed", "memory_over_before"))
+    if any(new in bar.path for new in ("peers' texts", "alone", "int8", "n_failed", "memory_over_before"))
 }
 
 
