@@ -51,7 +51,7 @@ from raysys.training.local import build_here
 from raysys.types import user_key
 
 CONNECTIONS, N_QUESTIONS = 64, 80
-CALM_S, RAMP_S, PAUSE_S = 30.0, 3.0, 0.2
+CALM_S, RAMP_S, PAUSE_S, CANARY_S = 30.0, 3.0, 0.2, 1.0
 FLIP_DEADLINE_S = 60.0
 EVENTS_SHARE = 0.1
 HALF_LIFE_DAYS, CANARY_HALF_LIFE_DAYS = 30, 3  # of the other snapshots' popularity: their lists differ
@@ -248,7 +248,7 @@ async def measure(
     store = SnapshotStore(world.index_root)
     others = [other, *(() if canary is None else [canary.snapshot_id])]
     questions = await written_down(port, questions_of(world, N_QUESTIONS), store, others)
-    console.print(f"[dim]{len(questions)} questions; {share_of_others(questions):.0%} of them have two lists[/]")
+    console.print(f"[dim]{len(questions)} questions; {share_of_others(questions):.0%} of them have several lists[/]")
     traffic = Traffic(port, given.per_s, questions, made_up_events(), canary)
     under_way = asyncio.create_task(traffic.run())
     calm_s = 3.0 if given.quick else CALM_S
@@ -260,7 +260,7 @@ async def measure(
     for n in range(given.swaps):
         if canary is not None:
             starts_s.append(await start(store, canary, traffic))
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(CANARY_S)
             n_of_canary += traffic.named[canary.snapshot_id]
         took_s.append(await swap(store, other, traffic))
         console.print(f"[dim]swap {n + 1}: {took_s[-1]:.1f} s[/]", end="\r")
@@ -278,7 +278,7 @@ async def measure(
 
 
 def share_of_others(questions: Sequence[Question]) -> float:
-    """Of the questions, how many have another list in the other snapshot: without those nothing mixed would be seen."""
+    """Of the questions, how many have another list in another snapshot: without those nothing mixed would be seen."""
     return sum(len({tuple(one) for one in question.wanted.values()}) > 1 for question in questions) / len(questions)
 
 
