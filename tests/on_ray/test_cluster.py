@@ -13,7 +13,7 @@ import pytest
 
 from raysys.serving.local_head import FAST_PATH, free_ports
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_head, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture

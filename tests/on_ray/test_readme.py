@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clusters import poll
 
-pytestmark = [pytest.mark.ray, pytest.mark.own_head]
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
