@@ -101,6 +101,7 @@ def test_who_comes_from_elsewhere_is_served_by_the_front_alone_with_tls_and_a_ke
     assert [line for line in lines if line.startswith(b'{"audit":') and next_key.id.encode() in line]
     with pytest.raises(Unavailable, match="would answer in plain text"):
         deploy(service.head.dashboard_url, service.token, serve_config(args, 2, port=port))
+    service.stop_serving()
 
 
 @pytest.mark.nightly

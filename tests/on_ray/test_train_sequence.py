@@ -72,7 +72,8 @@ def test_the_training_job_publishes_the_sequence_model_that_one_process_fits(
     assert isinstance(model, SequenceEncoder)
     assert model.shape.dim == 16
 
-    alone = {**raw, "behaviour": {"sequence": SMALL}, "index": {"root": str(tmp_path / "alone")}}
+    # In as many shards: their order is that of the items, from which the fit draws.
+    alone = {**raw, "behaviour": {"sequence": SMALL}, "index": {**raw["index"], "root": str(tmp_path / "alone")}}
     build_here(settings_of(alone))
     together, one = (vectors_of(root) for root in (raw["index"]["root"], alone["index"]["root"]))
     assert together.keys() == one.keys()
