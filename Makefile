@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-whole test-hostile test-redis test-chaos test-ray test-nightly check \
-	format lock audit sbom clean
+.PHONY: install install-dev demo bench test test-unit test-whole test-hostile test-redis test-chaos test-ray \
+	test-ray-first test-ray-second test-nightly check format lock audit sbom clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -11,9 +11,10 @@ install-dev: .venv/.dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# Of .dev the other is a part. Python compiles what is used, at its first use: pip would take a third longer for all.
 .venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
+	@touch $@ .venv/.demo
 
 demo: install
 	$(BIN)/python -m raysys.demo $(if $(KEEP),--keep)
@@ -35,13 +36,21 @@ test-hostile: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/hostile
 
 test-redis: install-dev
-	$(BIN)/python -m pytest -m "redis and not ray" tests/unit tests/whole tests/on_redis
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m redis tests/on_redis tests/whole/test_build_changes.py
 
 test-chaos: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/chaos
 
+# Two halves at once, as processes that start wait for each other. The second begins with what needs its own cluster.
+BESIDE := $(patsubst %,tests/on_ray/test_%.py,cluster readme build_kill local_head train_sequence)
 test-ray: install-dev
-	$(BIN)/python -m pytest -m "ray and not nightly"
+	$(MAKE) -j2 test-ray-first test-ray-second
+
+test-ray-first: install-dev
+	$(BIN)/python -m pytest -m "not nightly" tests/on_ray $(BESIDE:%=--ignore=%)
+
+test-ray-second: install-dev
+	$(BIN)/python -m pytest -m "not nightly" $(BESIDE)
 
 # The long version of what a cluster goes through; not part of `make test`. Prints a row for each fault.
 test-nightly: install-dev

@@ -65,7 +65,6 @@ def build(
 ) -> None:
     """Embed a catalogue and publish a snapshot of sharded indexes."""
     given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
-    given = {"limit_rate": limit_rate, "max_cost": max_cost, "usd_per_hour": usd_per_hour}
     settings = with_workers(with_index(_build_settings(source), memory, recall), given)
     from raysys.training.report import readable
 

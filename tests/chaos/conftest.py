@@ -4,6 +4,8 @@ test_full_disk.py           a disk of a few MB that runs full under a build, a p
 test_damaged_snapshots.py   every file of a snapshot, damaged in every way: named, refused, the old one serves on
 test_locked_state.py        a state file that another process locks, and a gateway that is killed while it writes
 test_lost_redis.py          a Redis that hangs, is killed, comes back, and whose connections are cut
+test_killed_snapshots.py    commands over snapshots that are killed at any step, and several at once
+test_signals.py             a command that serves is told to end
 
 The gateway is the one of ``topology: fused``, in a process of its own, without Ray. ``make test-chaos`` runs them.
 """

@@ -15,7 +15,8 @@ from clusters import poll, settings_of, world_settings, write_settings
 from raysys.index.catalogue import Catalogue
 from raysys.index.store import SnapshotStore
 from raysys.publishing.verify import failed, look_through
-from raysys.serving.local_head import descendants, end_all
+from raysys.serving.local_head import LocalHead, descendants, end_all
+from raysys.serving.session import LocalService
 from raysys.training.local import build_here
 
 pytestmark = pytest.mark.ray
@@ -38,11 +39,12 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def building(raw: dict[str, Any], folder: Path, *options: str) -> subprocess.Popen[str]:
-    """`raysys build` in a process of its own, on a head of its own."""
+def building(raw: dict[str, Any], folder: Path, head: LocalHead | None, *options: str) -> subprocess.Popen[str]:
+    """`raysys build` in a process of its own, on this head or on one of its own."""
     settings = write_settings(raw, folder / "build.yaml")
     command = [str(Path(sys.executable).with_name("raysys")), "build", str(settings), *options]
-    environment = {**os.environ, "HOME": str(folder)}
+    command += [] if head is None else ["--address", head.environment["RAY_ADDRESS"]]
+    environment = {**(os.environ if head is None else head.environment), "HOME": str(folder)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -52,13 +54,13 @@ def stored_keys(root: Path) -> list[bytes]:
     return [key for file in files for key in pq.read_table(file, columns=["text_key"])["text_key"].to_pylist()]
 
 
-def test_an_encoder_that_is_killed_costs_one_file_at_most(tmp_path: Path) -> None:
+def test_an_encoder_that_is_killed_costs_one_file_at_most(service: LocalService, tmp_path: Path) -> None:
     raw: dict[str, Any] = world_settings(tmp_path, workers=WORKERS, events=None)
     root = Path(raw["index"]["root"])
-    with building(raw, tmp_path) as build:
+    with building(raw, tmp_path, service.head) as build:
         try:
             poll("vectors of both encoders", lambda: len(stored_keys(root)) >= 3 * TEXTS_PER_FILE, START_S)
-            killed = poll("two encoders", lambda: encoder_pids(build.pid))
+            killed = poll("two encoders", lambda: encoder_pids(service.head.pid))
             before = set(stored_keys(root))
             os.kill(killed[0], signal.SIGKILL)
             output, _ = build.communicate(timeout=2 * START_S)
@@ -76,12 +78,12 @@ def test_an_encoder_that_is_killed_costs_one_file_at_most(tmp_path: Path) -> Non
     assert sum(len(shard.keys) for shard in Catalogue(folder).shards) == report["items"] == 400
 
 
-def test_a_build_that_would_cost_too_much_stops_and_the_next_goes_on(tmp_path: Path) -> None:
+def test_a_build_that_would_cost_too_much_stops_and_the_next_goes_on(service: LocalService, tmp_path: Path) -> None:
     raw: dict[str, Any] = world_settings(tmp_path, workers=WORKERS | {"limit_rate": None}, events=None)
     root = Path(raw["index"]["root"])
     # A dime a second: at two texts a second the last one would come after 200 s.
     budget = ("--limit-rate", "2", "--usd-per-hour", "360", "--max-cost", "15")
-    with building(raw, tmp_path, *budget) as build:
+    with building(raw, tmp_path, service.head, *budget) as build:
         try:
             output, _ = build.communicate(timeout=START_S)
         finally:
@@ -107,7 +109,7 @@ def test_a_killed_driver_leaves_what_is_served_and_the_next_build_goes_on(tmp_pa
     before = len(stored_keys(store.root))
     world_settings(tmp_path, seed=1)  # another catalogue in the same place
     below: list[int] = []
-    with building(raw, tmp_path) as build:
+    with building(raw, tmp_path, None) as build:
         try:
             poll("some vectors", lambda: len(stored_keys(store.root)) >= before + 2 * TEXTS_PER_FILE, START_S)
             below = descendants(build.pid)

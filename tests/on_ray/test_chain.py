@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from clusters import DEADLINE_S, poll, settings_of, world_settings, write_settings
+from doors import all_doors, open_to_others
 
 from raysys.client import ApiError, Client
 from raysys.config import ProfileSettings, RankingSettings, ServeSettings
@@ -136,7 +138,8 @@ def space_of(root: str) -> dict[int, np.ndarray]:
 def test_a_second_build_encodes_nothing_again(
     service: LocalService, job_log: list[str], raw: dict[str, Any], folder: Path
 ) -> None:
-    lines = list(service.submit(folder / "build.yaml"))
+    texts_only = {**raw, "index": {**raw["index"], "publish": False}, "events": None, "student": None}
+    lines = list(service.submit(write_settings(texts_only, folder / "again.yaml")))
     assert "every text has been encoded by an earlier build" in lines
 
 
@@ -144,6 +147,15 @@ def test_a_wrong_column_fails_with_its_name(service: LocalService, raw: dict[str
     wrong = {**raw, "catalog": {**raw["catalog"], "columns": {"title": "titel"}}}
     with pytest.raises(Exception, match="titel"):
         list(service.submit(write_settings(wrong, folder / "wrong.yaml")))
+
+
+def test_every_socket_is_on_loopback_or_allowed(service: LocalService, api: Client, port: int) -> None:
+    head = service.head
+    found = all_doors(head, {port, head.ports.proxy_metrics, head.ports.proxy_stats})
+    assert len([door for door in found if door.kind == "tcp"]) > 10
+    wrong = open_to_others(found)
+    assert not wrong, "\n".join(map(str, wrong))
+    assert httpx.get(f"{head.dashboard_url}/api/version", timeout=10).status_code == 401  # without the token
 
 
 def test_remote_answers_equal_local_ones(api: Client, raw: dict[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""Each process is killed with SIGKILL in mid-load and started again: what was acknowledged is there, and once."""
+"""Each process is killed with SIGKILL in mid-load and started again: what was acknowledged is there, and once.
+
+With SQLite it is a test of the night: of its events ``test_faults.py`` sees the same, of a killed writer
+``tests/chaos/test_locked_state.py``.
+"""
 
 import asyncio
 import os
@@ -21,8 +25,7 @@ from raysys.clock import SystemClock
 from raysys.config import ProfileSettings
 from raysys.profile.reader import Profiles
 from raysys.serving.deploy import replica_pids
-from raysys.serving.local_head import free_ports
-from raysys.serving.session import LocalService, local_service
+from raysys.serving.session import LocalService
 from raysys.state.open import open_state
 from raysys.state.protocol import StateStore
 from raysys.training.local import build_here
@@ -39,39 +42,10 @@ SHARDS = ("shard-00", "shard-01")
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[LocalService]:
-    """A head of its own, so that afterwards it can be seen that nothing of it is left."""
-    with local_service(num_cpus=6) as running:
-        folder = running.head.folder
-        yield running
-        assert any("haproxy" in command for command in processes_of(folder))
-    assert processes_of(folder) == []
-
-
-def processes_of(folder: Path) -> list[str]:
-    """The command lines of all processes that know this folder, from their command line or environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            known = command + (process / "environ").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if str(folder).encode() in known:
-            found.append(command.replace(b"\0", b" ").decode())
-    return found
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kill")
     build_here(settings_of(world_settings(folder)))
     return folder
-
-
-@pytest.fixture(scope="module")
-def port() -> int:
-    return free_ports(1)[0]
 
 
 @pytest.fixture
@@ -189,6 +163,7 @@ def serve(service: LocalService, folder: Path, port: int, tmp_path: Path) -> Ite
         trial.http.close()
 
 
+@pytest.mark.nightly
 def test_with_sqlite_nothing_acknowledged_is_lost_or_doubled(serve: Callable[[str], Trial], tmp_path: Path) -> None:
     trial = serve(str(tmp_path / "state.sqlite3"))
     trial.begin()

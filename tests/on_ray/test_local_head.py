@@ -1,179 +1,130 @@
-"""Heads of our own: which sockets they open, to whom; TLS in front of them; and that nothing of them stays."""
+"""A head that listens beyond this machine: only the front is open, it speaks TLS, and who comes needs a key."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import astuple
+import json
+import socket
+import ssl
 from pathlib import Path
-from socket import SOCK_DGRAM
-from typing import NamedTuple
 
 import httpx
-import psutil
 import pytest
 from certificates import make_certificate
-from clusters import poll, settings_of, world_settings
+from clusters import poll
+from doors import all_doors, open_to_others
+from support import Shop
 
+from raysys.access import KeyFile, make_key
 from raysys.client import Client
 from raysys.errors import Unavailable
+from raysys.index.store import POINTER
 from raysys.serving.configs import serve_config
 from raysys.serving.deploy import deploy
-from raysys.serving.local_head import LocalHead, alive, free_ports, is_free
+from raysys.serving.local_head import LocalHead
 from raysys.serving.session import LocalService
-from raysys.training.local import build_here
 
 pytestmark = pytest.mark.ray
 
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-# Whose sockets may be open to other machines, of which kind, and why.
-ALLOWED = {
-    ("ray::ServeReplica", "tcp"): "the gRPC server of a replica binds to [::], which is written so in Ray; no setting",
-    (
-        "haproxy",
-        "udp",
-    ): "sends the proxy's log to the syslog of this machine; with no room to receive, and nobody reads",
-}
 FRONT = "the API itself, where it was asked to listen beyond this machine"
 
 
-class Door(NamedTuple):
-    """What may be written to from outside of its process: a listening TCP socket, a bound UDP or Unix one."""
-
-    process: str
-    kind: str
-    address: str
-    port: int
-
-
-def processes_of(head: LocalHead) -> list[psutil.Process]:
-    """Everything below the head, and what has left its tree: all inherit the way to its token in their environment."""
-    mark = head.environment["RAY_AUTH_TOKEN_PATH"]
-    found = {process.pid: process for process in psutil.Process(head.pid).children(recursive=True)}
-    found[head.pid] = psutil.Process(head.pid)
-    for process in psutil.process_iter():
+def own_address() -> str:
+    """The address of this machine by which others reach it, or loopback where it has no other."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            if process.environ().get("RAY_AUTH_TOKEN_PATH") == mark:
-                found[process.pid] = process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return list(found.values())
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
-def doors(process: psutil.Process) -> Iterator[Door]:
-    try:
-        # Ray's names stand in the command line; what the kernel keeps of them is cut.
-        name = (process.cmdline() or [process.name()])[0]
-        sockets = [*process.net_connections("inet"), *process.net_connections("unix")]
-    except psutil.NoSuchProcess:
-        return
-    for socket in sockets:
-        if isinstance(socket.laddr, str):
-            yield Door(name, "unix", socket.laddr, 0)
-        elif socket.status == psutil.CONN_LISTEN or (socket.type == SOCK_DGRAM and socket.laddr and not socket.raddr):
-            yield Door(name, "udp" if socket.type == SOCK_DGRAM else "tcp", socket.laddr.ip, socket.laddr.port)
+def refusals(folder: Path) -> list[dict[str, str]]:
+    """The lines of the log, which are JSON, that say that a snapshot is refused."""
+    lines = [line for path in (folder / "ray").rglob("worker-*.err") for line in path.read_bytes().splitlines()]
+    told = [json.loads(line) for line in lines if line.startswith(b'{"time":')]
+    return [line for line in told if line["logger"] == "raysys.serving.follower" and "gone" in line["message"]]
 
 
-def all_doors(head: LocalHead, ports: set[int]) -> tuple[list[psutil.Process], list[Door]]:
-    """The processes of the head and their doors, once these ports are among them: the proxy is just taking over."""
-
-    def look() -> tuple[list[psutil.Process], list[Door]] | None:
-        processes = processes_of(head)
-        found = [door for process in processes for door in doors(process)]
-        return (processes, found) if ports <= {door.port for door in found} else None
-
-    return poll(f"listening at {ports}", look)
-
-
-def open_to_others(found: list[Door]) -> list[Door]:
-    """Those that another machine, or another user of this one, could reach."""
-    return [d for d in found if (is_shared(d.address) if d.kind == "unix" else d.address not in LOOPBACK)]
-
-
-def is_shared(path: str) -> bool:
-    """Whether others may get at the Unix socket there: it is in no folder that they may not enter. "" = it has no name.
-
-    An abstract one, which is no file, is everybody's.
-    """
-    if not path:
-        return False
-    return not path.startswith("/") or all(folder.stat().st_mode & 0o011 for folder in Path(path).parents)
-
-
-def is_allowed(door: Door) -> bool:
-    name = Path(door.process).name
-    return any(name.startswith(start) and door.kind == kind for start, kind in ALLOWED)
-
-
-@contextmanager
-def head_of(**environment: str) -> Iterator[LocalHead]:
-    head = LocalHead(num_cpus=4)
-    head.environment.update(environment)
-    try:
-        head.start()
-        yield head
-    finally:
-        head.stop()
-
-
-@pytest.fixture(scope="module")
-def args(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    folder = tmp_path_factory.mktemp("world")
-    build_here(settings_of(world_settings(folder)))
-    return {"index_root": str(folder / "index"), "state": str(folder / "state.sqlite3")}
-
-
-def answers(port: int, certificate: str) -> bool:
+def answers(url: str, key: str, certificate: str) -> bool:
     """Whether the front shows this certificate, and lists come behind it."""
     try:
-        with Client(f"https://127.0.0.1:{port}", verify=certificate, timeout_s=30) as client:
-            return bool(client.recommend(limit=3)["items"])
+        with Client(url, api_key=key, verify=certificate, timeout_s=30) as client:
+            return bool(client.search("tea")["items"])
     except Unavailable:  # another certificate
         return False
 
 
-def test_every_socket_is_on_loopback_or_allowed_and_gone_after_stop(args: dict[str, object]) -> None:
-    (port,) = free_ports(1)
-    with head_of() as head:
+def log_lines(folder: Path) -> list[bytes]:
+    logs = [path for path in (folder / "ray").rglob("*") if path.is_file() and not path.is_symlink()]
+    return [line for path in logs for line in path.read_bytes().splitlines()]
+
+
+def test_who_comes_from_elsewhere_is_served_by_the_front_alone_with_tls_and_a_key(
+    service: LocalService, shop: Shop, port: int, tmp_path: Path
+) -> None:
+    address, file = own_address(), KeyFile(tmp_path / "keys.json")
+    tls = make_certificate(tmp_path / "tls", address)
+    trusted = ssl.create_default_context(cafile=tls.certificate)
+    (key, text), (next_key, next_text) = (make_key("shop", {"read"}) for _ in range(2))
+    file.add(key)
+    args = {
+        "index_root": str(shop.store(2).root),
+        "state": str(tmp_path / "state.sqlite3"),
+        "impressions": {"folder": None},
+        "topology": "fused",
+        "api_keys": str(file.path),
+        "tls": tls.model_dump(),
+    }
+    service.stop_serving()
+    assert service.serve(args, port, "0.0.0.0") == f"https://127.0.0.1:{port}"
+    url = f"https://{address}:{port}"
+
+    def search(headers: dict[str, str]) -> httpx.Response:
+        return httpx.post(f"{url}/v1/search", json={"query": "tea"}, headers=headers, timeout=20, verify=trusted)
+
+    def status(given: str) -> int:
+        return search({"X-API-Key": given}).status_code
+
+    refused = search({})
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://{address}:{port}/livez", timeout=10)
+    assert httpx.get(f"{url}/readyz", timeout=20, verify=trusted).json() == {"ready": True}
+    with Client(url, api_key=text, verify=tls.certificate) as api:
+        assert api.search("tea")["items"]
+    found = all_doors(service.head, {port, service.head.ports.proxy_metrics, service.head.ports.proxy_stats})
+    assert {door.port for door in open_to_others(found)} == {port}, FRONT
+    file.add(next_key)
+    poll("the new key is taken", lambda: status(next_text) == 200, 10)
+    file.revoke(key.id)
+    poll("the key is revoked", lambda: status(text) == 401, 10)
+    assert status(next_text) == 200
+    renewed = make_certificate(tmp_path / "renewed", address)
+    for old, new in ((tls.certificate, renewed.certificate), (tls.key, renewed.key)):
+        Path(new).replace(old)
+    poll("the renewed certificate", lambda: answers(url, next_text, tls.certificate), 30)
+    pointer = shop.store(2).root / POINTER
+    published = pointer.read_text()
+    try:
+        pointer.write_text("gone")
+        poll("the snapshot is refused", lambda: bool(refusals(service.head.folder)), 20)
+    finally:
+        pointer.write_text(published)
+    lines = log_lines(service.head.folder)
+    service.stop_serving()
+    assert not [line for line in lines if text[12:].encode() in line or next_text[12:].encode() in line]
+    assert [line for line in lines if line.startswith(b'{"audit":') and next_key.id.encode() in line]
+    with pytest.raises(Unavailable, match="would answer in plain text"):
+        deploy(service.head.dashboard_url, service.token, serve_config(args, 2, port=port))
+    service.stop_serving()
+
+
+@pytest.mark.nightly
+def test_serves_own_proxy_takes_the_certificate_of_the_config(shop: Shop, port: int, tmp_path: Path) -> None:
+    tls, head = make_certificate(tmp_path / "tls"), LocalHead(num_cpus=4)
+    head.environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    args = {"index_root": str(shop.store(2).root), "state": str(tmp_path / "state.sqlite3"), "topology": "fused"}
+    with head:
         service = LocalService(head)
-        service.serve(args, port)
-        processes, found = all_doors(head, {port, head.ports.proxy_metrics, head.ports.proxy_stats})
-        assert len([door for door in found if door.kind == "tcp"]) > 10
-        wrong = [door for door in open_to_others(found) if not is_allowed(door)]
-        assert not wrong, "\n".join(map(str, wrong))
-        assert httpx.get(f"{head.dashboard_url}/api/version", timeout=10).status_code == 401  # without the token
-        service.stop_serving()
-    assert not [process.pid for process in processes if alive(process.pid)]
-    assert all(is_free(number) for number in (port, *astuple(head.ports)))
-    assert not head.folder.exists()
-
-
-def test_beyond_this_machine_only_the_front_is_open_and_speaks_tls(args: dict[str, object], tmp_path: Path) -> None:
-    tls, (port,) = make_certificate(tmp_path / "tls"), free_ports(1)
-    beyond = {**args, "open": True, "tls": tls.model_dump(), "topology": "fused"}
-    with head_of() as head:
-        service = LocalService(head)
-        assert service.serve(beyond, port, "0.0.0.0") == f"https://127.0.0.1:{port}"
-        with Client(f"https://127.0.0.1:{port}", verify=tls.certificate, timeout_s=30) as client:
-            assert client.recommend(limit=3)["items"]
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://127.0.0.1:{port}/livez", timeout=10)
-        renewed = make_certificate(tmp_path / "renewed")
-        for old, new in ((tls.certificate, renewed.certificate), (tls.key, renewed.key)):
-            Path(new).replace(old)
-        poll("the renewed certificate", lambda: answers(port, tls.certificate), 30)
-        _, found = all_doors(head, {port, head.ports.proxy_metrics, head.ports.proxy_stats})
-        others = [door for door in open_to_others(found) if not is_allowed(door)]
-        assert {door.port for door in others} == {port}, FRONT
-        service.stop_serving()
-        with pytest.raises(Unavailable, match="would answer in plain text"):
-            deploy(head.dashboard_url, service.token, serve_config(beyond, 2, port=port))
-
-
-def test_serves_own_proxy_takes_the_certificate_of_the_config(args: dict[str, object], tmp_path: Path) -> None:
-    tls, (port,) = make_certificate(tmp_path / "tls"), free_ports(1)
-    with head_of(RAY_SERVE_ENABLE_HA_PROXY="0") as head:
-        service = LocalService(head)
-        config = serve_config({**args, "tls": tls.model_dump(), "topology": "fused"}, 2, port=port)
-        deploy(head.dashboard_url, service.token, config)
+        deploy(head.dashboard_url, service.token, serve_config({**args, "tls": tls.model_dump()}, 2, port=port))
         with Client(f"https://127.0.0.1:{port}", verify=tls.certificate, timeout_s=30) as client:
             assert client.recommend(limit=3)["items"]
         with pytest.raises(httpx.TransportError):

@@ -23,8 +23,8 @@ QUICK = {"upscale_delay_s": 1, "downscale_delay_s": 3, "look_back_period_s": 3}
 def three_nodes() -> Cluster:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     for _ in range(2):
-        cluster.add_node(num_cpus=2, resources={"shard_node": 1})
-    cluster.wait_for_nodes()
+        cluster.add_node(wait=False, num_cpus=2, resources={"shard_node": 1})
+    cluster.wait_for_nodes(timeout=60)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
     return cluster
 
