@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-dev demo bench test test-unit test-whole test-hostile test-redis test-chaos test-ray \
-	test-ray-first test-ray-second test-nightly check format lock audit sbom clean
+.PHONY: install install-dev demo bench test test-unit test-whole test-hostile test-redis test-chaos test-ray test-nightly check \
+	format lock audit sbom clean
 
 install: .venv/.demo
 install-dev: .venv/.dev
@@ -41,16 +41,8 @@ test-redis: install-dev
 test-chaos: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/chaos
 
-# Two halves at once, as processes that start wait for each other. The second begins with what needs its own cluster.
-BESIDE := $(patsubst %,tests/on_ray/test_%.py,cluster readme build_kill local_head train_sequence)
 test-ray: install-dev
-	$(MAKE) -j2 test-ray-first test-ray-second
-
-test-ray-first: install-dev
-	$(BIN)/python -m pytest -m "not nightly" tests/on_ray $(BESIDE:%=--ignore=%)
-
-test-ray-second: install-dev
-	$(BIN)/python -m pytest -m "not nightly" $(BESIDE)
+	$(BIN)/python -m pytest -m "not nightly" tests/on_ray
 
 # The long version of what a cluster goes through; not part of `make test`. Prints a row for each fault.
 test-nightly: install-dev
