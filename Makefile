@@ -11,9 +11,9 @@ install-dev: .venv/.dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# Of .dev the other is a part. Python compiles what is used, at its first use: pip would take a third longer for all.
+# Of .dev the other is a part. pip compiles all: some of Ray's processes may not, and would at every start.
 .venv/.demo .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@ .venv/.demo
 
 demo: install
