@@ -102,7 +102,9 @@ def _serving() -> Iterator[Bar]:
         yield Bar(f"their p99, over both peers', {layout}", "serving", f"rows / {texts} 32 / {p99}", most=1)
         yield Bar(f"histories/s over the peers' texts/s, {layout}", "serving", f"rows / {histories} 32 / {ratio}", 12)
     yield Bar("a lone text, p50 over the peers', tiered", "serving", f"rows / text query, alone 1 / {ratio}", most=1.1)
-    yield Bar("a lone history, p50 over the no-op's", "serving", f"rows / user history over no-op 1 / {ratio}", most=8)
+    for layout, row in (("tiered", ""), ("one process a core", ", one a core")):
+        path = f"rows / user history over no-op{row} 1 / {ratio}"
+        yield Bar(f"a lone history, p50 over the no-op's, {layout}", "serving", path, most=8)
     for what in ("user history", "text query"):
         path = f"rows / {what}, fused over tiered 1 / {ratio}"
         yield Bar(f"a lone {what}, p50 of fused over tiered", "serving", path, most=0.5)

@@ -69,10 +69,9 @@ def text_contests(name: str, ours: int, peers: dict[str, int], clients: Sequence
 
 
 def history_contests(ours: int, peers: dict[str, int], plan: Plan) -> list[Contest]:
-    no_op = Side("no-op route", ours, "/livez", "nothing")
     sides = (*_texts(peers), _history("raysys", ours))
     return [
-        Contest("user history over no-op", (no_op, _history("raysys", ours)), 1, "p50_ms", "<= 8"),
+        _over_no_op("user history over no-op", ours),
         Contest("user history over the peers' texts", sides, plan.clients[-1], "requests_per_s", ">= 12"),
     ]
 
@@ -82,7 +81,14 @@ def per_core_contests(per_core: int, peers: dict[str, int], plan: Plan) -> list[
     return [
         *text_contests("text query, fused, one a core", per_core, peers, [many]),
         Contest("user history over the peers' texts, one a core", sides, many, "requests_per_s", ">= 12"),
+        _over_no_op("user history over no-op, one a core", per_core),
     ]
+
+
+def _over_no_op(name: str, ours: int) -> Contest:
+    return Contest(
+        name, (Side("no-op route", ours, "/livez", "nothing"), _history("raysys", ours)), 1, "p50_ms", "<= 8"
+    )
 
 
 def _texts(peers: dict[str, int]) -> tuple[Side, ...]:

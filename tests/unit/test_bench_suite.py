@@ -32,7 +32,9 @@ RUN = {
 NEW_PATHS = {
     bar.path
     for bar in BARS
-    if any(new in bar.path for new in ("peers' texts", "alone", "int8", "n_failed", "memory_over_before"))
+    if any(
+        new in bar.path for new in ("peers' texts", "alone", "one a core 1", "int8", "n_failed", "memory_over_before")
+    )
 }
 
 
