@@ -78,6 +78,7 @@ def test_an_encoder_that_is_killed_costs_one_file_at_most(service: LocalService,
     assert sum(len(shard.keys) for shard in Catalogue(folder).shards) == report["items"] == 400
 
 
+@pytest.mark.nightly
 def test_a_build_that_would_cost_too_much_stops_and_the_next_goes_on(service: LocalService, tmp_path: Path) -> None:
     raw: dict[str, Any] = world_settings(tmp_path, workers=WORKERS | {"limit_rate": None}, events=None)
     root = Path(raw["index"]["root"])
