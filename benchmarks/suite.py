@@ -51,7 +51,7 @@ QUICK = {
 MANY_VECTORS, FEWER_VECTORS = 1_000_000, 100_000
 NOT_STORED = {"overload", "student", "accuracy-films"}  # what is stored of them has more rows than these runs
 ON_REQUEST = {"accuracy-films"}  # four snapshots are fitted for it, which takes minutes: with --only
-RATIOS = ("over", "ratio", "goodput")  # a figure is one where its name has any of these
+RATIOS = ("over_", "ratio", "goodput")  # a figure is one where its name has any of these; rows are called by words
 
 console = Console(width=150, highlight=False)
 
