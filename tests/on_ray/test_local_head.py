@@ -18,7 +18,7 @@ from raysys.errors import Unavailable
 from raysys.index.store import POINTER
 from raysys.serving.configs import serve_config
 from raysys.serving.deploy import deploy
-from raysys.serving.local_head import LocalHead
+from raysys.serving.local_head import LocalHead, free_ports
 from raysys.serving.session import LocalService
 
 pytestmark = pytest.mark.ray
@@ -118,8 +118,8 @@ def test_who_comes_from_elsewhere_is_served_by_the_front_alone_with_tls_and_a_ke
 
 
 @pytest.mark.nightly
-def test_serves_own_proxy_takes_the_certificate_of_the_config(shop: Shop, port: int, tmp_path: Path) -> None:
-    tls, head = make_certificate(tmp_path / "tls"), LocalHead(num_cpus=4)
+def test_serves_own_proxy_takes_the_certificate_of_the_config(shop: Shop, tmp_path: Path) -> None:
+    tls, head, (port,) = make_certificate(tmp_path / "tls"), LocalHead(num_cpus=4), free_ports(1)
     head.environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     args = {"index_root": str(shop.store(2).root), "state": str(tmp_path / "state.sqlite3"), "topology": "fused"}
     with head:
