@@ -200,7 +200,6 @@ class KeyFile:
             raise ConfigError(f"cannot write the keys in {self.path}: {error.strerror}") from error
 
     def _replace(self, keys: tuple[Key, ...]) -> None:
-        fresh = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        with replacing(self.path, fresh, 0o600) as file:  # on the disk: a power cut must not bring a revoked key back
+        with replacing(self.path, mode=0o600) as file:  # on the disk: a power cut must not bring a revoked key back
             # Without what is not set, so that versions that know no limits read files without any.
             file.write(_Content(keys=keys).model_dump_json(indent=2, exclude_none=True).encode() + b"\n")

@@ -1,6 +1,7 @@
 """What stays through a power cut, and whether a file has changed."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,14 @@ def stamp_of(path: Path) -> Stamp:
 
 
 @contextmanager
-def replacing(path: Path, temporary: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, temporary: Path | None = None, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` when the block ends: a reader sees the old or the new,
     whole, and it is on the disk then. Where the block raises, ``path`` stays as it was.
 
-    temporary: a name in the same folder that nobody else uses. mode: who may read it, less the umask.
+    temporary: a name in the same folder that nobody else uses; None = one by chance. mode: who may read it, less the
+    umask.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") if temporary is None else temporary
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(descriptor, "wb") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from raysys.config import EncoderSettings
 from raysys.encoder.hashing import HashEncoder
-from raysys.encoder.models import MINILM, find_model, hidden_size, minilm_folder, weights_sha256
+from raysys.encoder.models import MINILM, computed_in, find_model, hidden_size, minilm_folder, weights_sha256
 from raysys.encoder.protocol import Encoder, EncoderIdentity
 from raysys.errors import ConfigError
 
@@ -43,7 +43,7 @@ def encoder_identity(settings: EncoderSettings) -> EncoderIdentity:
 def _identity(settings: EncoderSettings, name: str, revision: str, dim: int) -> EncoderIdentity:
     return EncoderIdentity(
         name=name,
-        revision=f"{revision}+int8" if settings.dtype == "int8" else revision,
+        revision=computed_in(revision, settings.dtype),
         pooling=settings.pooling,
         query_prompt=settings.query_prompt,
         item_prompt=settings.item_prompt,

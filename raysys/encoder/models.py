@@ -79,6 +79,11 @@ def weights_sha256(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def computed_in(revision: str, dtype: str) -> str:
+    """The revision of an identity whose vectors are computed so: int8 is a model of its own."""
+    return f"{revision}+int8" if dtype == "int8" else revision
+
+
 def hidden_size(folder: Path) -> int | None:
     """The dimensions of a model's vectors by its config.json; None where only the model's own class can tell."""
     try:

@@ -12,7 +12,7 @@ from raysys.config import DEFAULT_HOME
 from raysys.encoder.batching import pad, token_batches
 from raysys.encoder.edges import clean, encode_texts, is_blank
 from raysys.encoder.hugging_face import load_config, load_tokenizer, revision_of
-from raysys.encoder.models import ModelSource
+from raysys.encoder.models import ModelSource, computed_in
 from raysys.encoder.pooling import Pooling
 from raysys.encoder.protocol import EncoderIdentity, Role
 from raysys.encoder.runtimes.exported import Origin
@@ -60,7 +60,7 @@ class TransformerEncoder:
         self._tokenizer_lock = threading.Lock()  # a fast tokeniser used by two threads at once raises
         self.identity = EncoderIdentity(
             name=source.name,
-            revision=f"{revision}+int8" if dtype == "int8" else revision,
+            revision=computed_in(revision, dtype),
             pooling=pooling,
             query_prompt=query_prompt,
             item_prompt=item_prompt,

@@ -1,6 +1,5 @@
 """One array a file: written so that it stays, and memory-mapped by whoever reads it."""
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from raysys.errors import SnapshotError
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
     """Write one array so that a reader sees all of it or nothing, and it is on the disk when this returns."""
-    with replacing(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")) as file:
+    with replacing(path) as file:
         np.save(file, array, allow_pickle=False)
 
 

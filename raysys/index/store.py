@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name beside ``path``, flush to disk, rename. A reader sees the old or the new, whole."""
-    with replacing(path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")) as file:
+    with replacing(path) as file:
         file.write(content)
 
 

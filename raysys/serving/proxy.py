@@ -4,7 +4,6 @@ Serve writes the proxy's configuration and has no setting for either. So Ray is 
 which changes the lines of the configuration that begin with ``bind``, has requests read whole, and becomes the proxy.
 """
 
-import secrets
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,8 +65,7 @@ def read_certificate(tls: TlsSettings) -> bytes:
 def put_certificate(folder: Path, content: bytes) -> None:
     """What the proxy reads when it starts, as Serve starts it anew whenever gateways change: a copy, which nobody else
     may read. Of the files themselves one may be broken, or not yet be that of the other, just then."""
-    path = folder / CERTIFICATE
-    with replacing(path, path.with_name(f".{CERTIFICATE}.{secrets.token_hex(4)}.tmp"), 0o600) as file:
+    with replacing(folder / CERTIFICATE, mode=0o600) as file:
         file.write(content)
 
 

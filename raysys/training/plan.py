@@ -21,6 +21,8 @@ from raysys.index.store import SnapshotStore
 from raysys.training import changes, prices
 from raysys.training.held_out import HeldOut
 
+NICENESS = 10  # a build must not take the cores from replicas that serve on the same machine
+
 
 @dataclass(frozen=True)
 class Inputs:

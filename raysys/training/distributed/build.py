@@ -23,12 +23,10 @@ from raysys.index.manifest import Manifest, ShardRecord
 from raysys.training import behaviour, factor_blocks, finish, items, learn, log, memory, words
 from raysys.training.encoding import Encoding, Turns
 from raysys.training.local import Say, Settled
-from raysys.training.plan import BuildPlan, planned
+from raysys.training.plan import NICENESS, BuildPlan, planned
 from raysys.training.report import PROGRESS_EVERY_S, Report
 from raysys.training.sequence import stage as sequence
 from raysys.training.student.stage import fit_student
-
-ENCODER_NICENESS = 10  # a build must not take the cores from replicas that serve on the same machine
 
 
 def build(settings: BuildSettings, say: Say = print, clock: Clock | None = None) -> tuple[Manifest, dict[str, Any]]:
@@ -288,7 +286,7 @@ class _Encoder:
 
     def __init__(self, plan: BuildPlan, texts_per_s: float | None) -> None:
         self._plan, self._turns = plan, Turns(texts_per_s)
-        os.nice(ENCODER_NICENESS)
+        os.nice(NICENESS)
         self._encoder = build_encoder(self._plan.settings.encoder, threads=1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -330,13 +328,13 @@ def _weigh_part(plan: BuildPlan, part: int, *counted: None) -> None:
 
 @ray.remote
 def _fit_ridge(plan: BuildPlan, *before: Any) -> dict[str, int]:
-    os.nice(ENCODER_NICENESS)
+    os.nice(NICENESS)
     return behaviour.fit_ridge(plan)
 
 
 @ray.remote
 def _run(plan: BuildPlan, task: factor_blocks.Task, *before: None) -> None:
-    os.nice(ENCODER_NICENESS)
+    os.nice(NICENESS)
     task(plan)
 
 
@@ -347,7 +345,7 @@ def _write_histories(plan: BuildPlan, identity: EncoderIdentity) -> dict[str, in
 
 @ray.remote
 def _fit_student(plan: BuildPlan) -> dict[str, Any]:
-    os.nice(ENCODER_NICENESS)
+    os.nice(NICENESS)
     return fit_student(plan, build_encoder(plan.settings.encoder, threads=1), SystemClock())
 
 
@@ -360,7 +358,7 @@ def _finish(plan: BuildPlan, number: int, identity: EncoderIdentity) -> tuple[Sh
 def _learn(
     plan: BuildPlan, earlier: BuildPlan, identity: EncoderIdentity, finished: list[tuple[ShardRecord, Moments]]
 ) -> dict[str, Any]:
-    os.nice(ENCODER_NICENESS)
+    os.nice(NICENESS)
     finish.seal(earlier, identity, finished, {"rejected": {}})
     return learn.save(learn.learn(earlier), plan)
 

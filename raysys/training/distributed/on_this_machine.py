@@ -13,13 +13,12 @@ from raysys.config import BuildSettings
 from raysys.data.sources import bytes_of
 from raysys.index.manifest import Manifest
 from raysys.training import local
-from raysys.training.plan import BuildPlan, planned
+from raysys.training.plan import NICENESS, BuildPlan, planned
 from raysys.training.report import Report
 
 SMALL_CATALOGUE_BYTES = 32_000_000  # read and settled by one process in seconds
 SMALL_EVENTS_BYTES = 1_000_000  # some 30,000: with more, the fits have something to do side by side
 FEW_CHARS = 500_000  # of texts to encode: one core takes 10 to 17 s for them with MiniLM
-NICENESS = 10  # a build must not take the cores from replicas that serve on the same machine
 
 
 def build_on_this_machine(

@@ -19,12 +19,12 @@ from ray.train.v2.api.config import LoggingConfig
 from torch import distributed, nn
 
 from raysys.config import SequenceSettings
+from raysys.training.plan import NICENESS
 from raysys.training.sequence.checkpoint import Progress
 from raysys.training.sequence.examples import FITTED, Histories, Share
 from raysys.training.sequence.fit import fit, save_fitted
 
 MOST_FAILURES = 3
-NICENESS = 10  # a build must not take the cores from replicas that serve on the same machine
 
 
 def fit_together(folder: Path, settings: SequenceSettings, n_windows: int) -> Progress:
