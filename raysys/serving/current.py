@@ -158,6 +158,7 @@ async def open_current(
     metrics: Metrics,
     clock: Clock,
     times_shown: TimesShown,
+    queries: QueryCache,
     encode_query: Encode | None = None,
     beside: Sequence[Current] = (),
 ) -> Current:
@@ -174,10 +175,9 @@ async def open_current(
     await live.catch_up()
     if beside and all(one.texts.fingerprint != fingerprint for one in beside):
         await live.encode_changes()
-    size, encode_query = settings.cached_queries, encode if encode_query is None else encode_query
     recommender = Recommender(
         Lookup(catalogue, live),
-        QueryCache(encode_query, size, metrics.query_vectors).encode if size else encode_query,
+        queries.before(encode if encode_query is None else encode_query, fingerprint),
         shards,
         ranker,
         settings.profile,

@@ -35,6 +35,7 @@ from raysys.serving.items import Items
 from raysys.serving.logs import open_log
 from raysys.serving.people import People
 from raysys.serving.probe import Probe
+from raysys.serving.query_cache import QueryCache
 from raysys.serving.service import Service
 from raysys.serving.snapshots import Snapshots
 from raysys.serving.tenant import under
@@ -68,6 +69,7 @@ class Front:
         self._metrics.registry.register(Gauges(self.admission, self.in_use, self._clock, self._metrics.first_sources))
         self.impressions = _open_impressions(settings.impressions, self._clock, self._metrics)
         self._times_shown = TimesShown()  # of new items, whatever the snapshot
+        self._queries = QueryCache(settings.cached_queries, self._metrics.query_vectors)
         self._housekeeping: asyncio.Task[None] | None = None
         self._on_promotion: Callable[[], None] = lambda: None
         self.probe = None
@@ -159,6 +161,7 @@ class Front:
             self._metrics,
             self._clock,
             self._times_shown,
+            self._queries,
             encode_in_time if gives_up else None,
             self.in_use.all() if self._housekeeping is not None else (),
         )

@@ -13,6 +13,7 @@ from raysys.encoder.hashing import HashEncoder
 from raysys.encoder.protocol import Role
 from raysys.errors import Unavailable
 from raysys.in_process import LocalEncoder
+from raysys.recommender import Encode
 from raysys.serving.edge import Metrics
 from raysys.serving.query_cache import QueryCache
 from raysys.types import Vectors
@@ -31,8 +32,8 @@ class Counted:
         self.asked.append((text, role))
         return await ENCODER.encode(text, role)
 
-    def cache(self, size: int) -> QueryCache:
-        return QueryCache(self.encode, size, self.metrics.query_vectors)
+    def cached(self, size: int) -> Encode:
+        return QueryCache(size, self.metrics.query_vectors).before(self.encode, "an encoder")
 
     def outcomes(self, outcome: str) -> float:
         return self.metrics.registry.get_sample_value("raysys_query_vectors_total", {"outcome": outcome}) or 0.0
@@ -41,9 +42,9 @@ class Counted:
 @given(st.lists(st.sampled_from("abcde"), max_size=30), st.integers(1, 6))
 def test_it_is_the_encoder_with_a_list_of_the_latest_texts(texts: list[str], size: int) -> None:
     counted, latest, misses = Counted(), list[str](), list[str]()
-    cache = counted.cache(size)
+    encode = counted.cached(size)
     for text in texts:
-        vector = asyncio.run(cache.encode(text, "query"))
+        vector = asyncio.run(encode(text, "query"))
         np.testing.assert_array_equal(vector, asyncio.run(ENCODER.encode(text, "query")))
         if text not in latest:
             misses.append(text)
@@ -54,14 +55,14 @@ def test_it_is_the_encoder_with_a_list_of_the_latest_texts(texts: list[str], siz
 
 async def test_a_role_is_part_of_the_name() -> None:
     counted = Counted()
-    cache = counted.cache(10)
-    await cache.encode("sea", "query")
-    await cache.encode("sea", "item")
+    encode = counted.cached(10)
+    await encode("sea", "query")
+    await encode("sea", "item")
     assert counted.asked == [("sea", "query"), ("sea", "item")]
 
 
 async def test_nobody_can_write_over_a_vector_of_others() -> None:
-    vector = await Counted().cache(10).encode("sea", "query")
+    vector = await Counted().cached(10)("sea", "query")
     with pytest.raises(ValueError, match="read-only"):
         vector[0] = 1
 
@@ -69,16 +70,25 @@ async def test_nobody_can_write_over_a_vector_of_others() -> None:
 async def test_a_failure_is_not_remembered() -> None:
     counted, away = Counted(), [True]
 
-    async def encode(text: str, role: Role) -> Vectors:
+    async def unsteady(text: str, role: Role) -> Vectors:
         if away.pop():
             raise Unavailable("the encoder is away")
         return await counted.encode(text, role)
 
-    cache = QueryCache(encode, 10, counted.metrics.query_vectors)
+    encode = QueryCache(10, counted.metrics.query_vectors).before(unsteady, "an encoder")
     with pytest.raises(Unavailable):
-        await cache.encode("sea", "query")
+        await encode("sea", "query")
     away.append(False)
-    assert (await cache.encode("sea", "query")).any()
+    assert (await encode("sea", "query")).any()
+
+
+async def test_what_one_encoder_said_is_for_all_its_snapshots_and_for_no_other_encoder() -> None:
+    before, after, other = Counted(), Counted(), Counted()
+    cache = QueryCache(10, before.metrics.query_vectors)
+    await cache.before(before.encode, "one")("sea", "query")
+    await cache.before(after.encode, "one")("sea", "query")
+    await cache.before(other.encode, "another")("sea", "query")
+    assert [len(counted.asked) for counted in (before, after, other)] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(("size", "hits"), [(10, 1.0), (0, None)])
