@@ -37,7 +37,7 @@ from raysys.types import (
 )
 
 SEEN_BY_TREES = 100  # of those, the best by the learned weights
-LEAST_LISTS = 100  # with an item that people went on to like; from fewer nothing is learned
+LEAST_LISTS = 60  # with an item that people went on to like; from fewer nothing is learned
 LEAST_LISTS_FOR_TREES = 500
 LEAST_KNOWN = 0.01  # of the candidates: what a source says of fewer is not learned from
 NOT_LEARNED = (QUERY, SAID, QUERY_WORDS, FRIENDS, TRENDING, FRESH)  # what the log of the past does not hold

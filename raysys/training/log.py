@@ -13,9 +13,10 @@ from raysys.types import Keys
 
 DAY_S = 86_400.0
 LEAST_SPAN_DAYS = 7.0
-RECENT_SHARES = (0.1, 0.2, 0.3)  # of the events: the least of these in which enough people like something
+RECENT_SHARES = (0.1, 0.2, 0.3)  # of the events: the least of these in which enough people like something, or the last
 LARGEST_SHARE_OF_PEOPLE = 0.5  # whose last like is held out
-LEAST_PEOPLE = 100  # of fewer nothing can be learned
+ENOUGH_PEOPLE = 100
+LEAST_PEOPLE = 60  # of fewer nothing can be learned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +71,6 @@ def hold_out(plan: BuildPlan, latest_s: float) -> HeldOut | None:
     for recent in RECENT_SHARES:
         since_s = float(np.quantile(times_s, 1 - recent))
         n_people = plan.n_shards * len(np.unique(users[times_s >= since_s]))
-        if n_people >= LEAST_PEOPLE:
-            return HeldOut(since_s, min(1.0, people / n_people), since_s)
-    return None
+        if n_people >= ENOUGH_PEOPLE:
+            break
+    return HeldOut(since_s, min(1.0, people / n_people), since_s) if n_people >= LEAST_PEOPLE else None

@@ -36,10 +36,10 @@ NO_SHARDS = Manifest.model_construct(shards=[])
 SPANS_DAYS = {"times": 90.0, "an order": 0.01}  # of the log
 
 
-def settings_of(folder: Path, span: str, people: int = 8_000) -> BuildSettings:
+def settings_of(folder: Path, span: str, people: int = 8_000, n_users: int = N_USERS) -> BuildSettings:
     """A made-up shop whose log spans so many days."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = make_world(N_ITEMS, N_USERS, N_TOPICS, 0.9, seed=3)
+    world = make_world(N_ITEMS, n_users, N_TOPICS, 0.9, seed=3)
     pq.write_table(world.items, folder / "items.parquet")
     given = world.events["timestamp_s"].to_numpy()
     place = (given - given.min()) / (given.max() - given.min())
@@ -138,6 +138,19 @@ def test_few_people_or_none_wanted_hold_nothing_out(plan: BuildPlan) -> None:
         assert log.hold_out(unwilling, NOW_S) is None
 
 
+@pytest.mark.parametrize("n_users", [log.ENOUGH_PEOPLE - 10, log.LEAST_PEOPLE - 10])
+def test_of_a_small_log_more_is_held_out_and_of_a_tiny_one_nothing(n_users: int, tmp_path: Path) -> None:
+    with planned(settings_of(tmp_path, "times", n_users=n_users), NOW_S) as plan:
+        local.stage(plan, Report(FixedClock()))
+        held_out, times_s = log.hold_out(plan, NOW_S), [time_s for _, _, time_s in events_of(plan)]
+    if n_users < log.LEAST_PEOPLE:
+        assert held_out is None
+    else:
+        assert held_out is not None
+        assert held_out.since_s is not None
+        assert np.mean(np.array(times_s) >= held_out.since_s) == pytest.approx(log.RECENT_SHARES[-1], abs=0.05)
+
+
 def test_people_are_asked_as_they_were_for_what_they_did_next(plan: BuildPlan) -> None:
     held_out = log.hold_out(plan, NOW_S)
     assert held_out is not None
@@ -202,5 +215,5 @@ def test_a_build_that_learns_nothing_says_why(tmp_path: Path) -> None:
         report.learned = learn.save(None, plan)
         said = [line for line in readable(report.as_dict(), NO_SHARDS) if line.startswith("ranking by the settings")]
     assert len(said) == 1
-    assert "fewer than 100 people" in said[0]
+    assert f"fewer than {learn.LEAST_LISTS} people" in said[0]
     assert not (plan.snapshot / FILE).exists()

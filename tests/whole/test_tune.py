@@ -257,7 +257,7 @@ def test_the_table_says_what_was_tried_and_what_came_of_it() -> None:
     ("changes", "message"),
     [
         ({"events": None}, "the settings have no `events`"),
-        ({"learning": {"people": 60}}, "learning.people is 60, but values cannot be judged by fewer than 100 people"),
+        ({"learning": {"people": 40}}, "learning.people is 40, but values cannot be judged by fewer than 60 people"),
         ({"behavior": {}}, "there is no such setting; did you mean 'behaviour'"),
     ],
 )
@@ -271,7 +271,7 @@ def test_what_cannot_be_tuned_is_refused_with_the_reason(big: BigShop, tmp_path:
 
 
 def test_too_few_people_are_refused(shop: Shop, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="too few people to judge by: fewer than 100"):
+    with pytest.raises(ConfigError, match=f"too few people to judge by: fewer than {log.LEAST_PEOPLE}"):
         tune.tune(shop.settings(2, tmp_path), 1)
 
 
