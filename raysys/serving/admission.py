@@ -14,7 +14,9 @@ from raysys.errors import Overloaded
 from raysys.serving.brown_out import BrownOut
 
 PATIENCE = 0.25  # of the deadline: requests also wait where nobody counts them, in sockets and in the event loop
-ALWAYS_IN = 16  # so few never make a queue
+# A gateway is taken to answer so many at least: what that is within the deadline is no queue. Answers also take long
+# where a part is awaited that was lost, or processes start on the same cores, though there is little to do.
+LEAST_PER_S = 16.0
 WHOLE_LISTS = 8  # so few are no pressure, and of so few answers lately nobody knows how long the next will take
 MEMORY_S = 2.0  # by which the past fades
 SENT_AWAY_PER_S = 400.0  # a tenth of a core or so
@@ -26,6 +28,7 @@ class Admission:
 
     def __init__(self, deadline_s: float, clock: Clock, brown_out: BrownOut | None = None) -> None:
         self.patience_s, self._clock, self._brown_out = deadline_s * PATIENCE, clock, brown_out
+        self.always_in = math.ceil(deadline_s * LEAST_PER_S)
         self._n_in, self._at_s = 0, clock.monotonic_s()
         self._answered, self._busy_s = 0.0, 0.0  # lately: how many, in how many seconds with somebody in
         self._away_at_s = self._at_s  # when the next one may be sent away
@@ -44,7 +47,7 @@ class Admission:
 
     def check(self) -> None:
         """Raise what ``enter`` would raise now, to whom has not sent the body yet."""
-        if self._n_in >= ALWAYS_IN:
+        if self._n_in >= self.always_in:
             self._fade()
             self._refuse_if_late(self.expected_s())
 
@@ -78,7 +81,7 @@ class Admission:
         return self._n_in * self._busy_s / self._answered if self._answered else math.inf
 
     def _is_late(self, wait_s: float) -> bool:
-        return self._n_in >= ALWAYS_IN and wait_s > self.patience_s
+        return self._n_in >= self.always_in and wait_s > self.patience_s
 
     def _refuse_if_late(self, wait_s: float) -> None:
         """Nobody is sent away before somebody had a list without all that it can do without."""

@@ -11,20 +11,21 @@ import pytest
 from support import FixedClock, Shop, raising, serve_here
 
 from raysys.errors import Overloaded
-from raysys.serving.admission import ALWAYS_IN, LONGEST_HOLD_S, SENT_AWAY_PER_S, Admission
+from raysys.serving.admission import LEAST_PER_S, LONGEST_HOLD_S, SENT_AWAY_PER_S, Admission
 
 DEADLINE_S = 2.0
+ALWAYS_IN = int(DEADLINE_S * LEAST_PER_S)
 
 
 class Simulated:
     """Requests arrive at random and are answered one after the other, in batches of any size."""
 
-    def __init__(self, capacity_per_s: float, batch: int = 1, seed: int = 0) -> None:
+    def __init__(self, capacity_per_s: float, batch: int = 1, seed: int = 0, deadline_s: float = DEADLINE_S) -> None:
         self.clock = FixedClock(0.0)
-        self.admission = Admission(DEADLINE_S, self.clock)
+        self.admission = Admission(deadline_s, self.clock)
         self._batch, self._batch_s = batch, batch / capacity_per_s
         self._in: list[float] = []  # when each came
-        self._next_s = float("inf")
+        self._next_s, self._goes_on_s = float("inf"), 0.0
         self._rng = np.random.default_rng(seed)
         self.latencies_s: list[float] = []
         self.told_to_wait_s: list[float] = []
@@ -38,6 +39,11 @@ class Simulated:
             self._arrive()
             arrives_s += self._rng.exponential(1 / per_s)
 
+    def stall(self, seconds: float) -> None:
+        """Nothing is answered for so long from now on; requests come all the same."""
+        self._goes_on_s = self.clock.at_s + seconds
+        self._next_s = max(self._next_s, self._goes_on_s)
+
     def _arrive(self) -> None:
         try:
             self.admission.enter()
@@ -45,7 +51,7 @@ class Simulated:
             self.told_to_wait_s.append(error.retry_after_s)
             return
         if not self._in:
-            self._next_s = self.clock.at_s + self._batch_s
+            self._next_s = max(self.clock.at_s, self._goes_on_s) + self._batch_s
         self._in.append(self.clock.at_s)
 
     def _answer(self) -> None:
@@ -74,6 +80,16 @@ def test_with_room_for_all_nobody_is_sent_away(capacity_per_s: float, share: flo
     server = Simulated(capacity_per_s)
     server.run(share * capacity_per_s, 120.0)
     assert not server.told_to_wait_s
+
+
+@pytest.mark.parametrize("deadline_s", [2.0, 10.0])
+def test_who_waits_for_a_part_that_is_replaced_is_no_queue(deadline_s: float) -> None:
+    server = Simulated(100.0, deadline_s=deadline_s)
+    server.run(0.8 * LEAST_PER_S, 30.0)
+    server.stall(0.9 * deadline_s)
+    server.run(0.8 * LEAST_PER_S, 30.0)
+    assert not server.told_to_wait_s
+    assert max(server.latencies_s) < deadline_s
 
 
 def test_after_an_idle_hour_or_a_slow_start_a_burst_is_let_in() -> None:

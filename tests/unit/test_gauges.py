@@ -17,7 +17,6 @@ from raysys.access import KeyFile, make_key
 from raysys.config import ServeSettings
 from raysys.encoder.hashing import HashEncoder
 from raysys.errors import Overloaded
-from raysys.serving.admission import ALWAYS_IN
 from raysys.serving.front import Front
 
 pytestmark = pytest.mark.asyncio
@@ -92,6 +91,7 @@ async def test_writes_about_people_are_no_lag(served: Served) -> None:
 
 async def test_who_is_in_and_what_they_wait(served: Served, clock: FixedClock, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, n_in, search = asyncio.Event(), 0, served.recommender.search
+    most = served.front.admission.always_in
 
     async def slow(request: Any) -> Any:
         nonlocal n_in
@@ -101,12 +101,12 @@ async def test_who_is_in_and_what_they_wait(served: Served, clock: FixedClock, m
 
     async with served.client() as client:
         monkeypatch.setattr(served.recommender, "search", slow)
-        waiting = [asyncio.create_task(post(client, "/v1/search", query="tea")) for _ in range(ALWAYS_IN)]
-        while n_in < ALWAYS_IN:
+        waiting = [asyncio.create_task(post(client, "/v1/search", query="tea")) for _ in range(most)]
+        while n_in < most:
             await asyncio.sleep(0)
         clock.at_s += 1
         found = await read(client)
-        assert found["raysys_requests_in_progress"] == ALWAYS_IN
+        assert found["raysys_requests_in_progress"] == most
         assert found["raysys_expected_wait_seconds"] == np.inf  # as far as one can tell: nobody was answered yet
         assert (await client.post("/v1/search", json={"query": "tea"})).status_code == 429
         opened.set()

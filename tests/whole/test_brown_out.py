@@ -14,7 +14,7 @@ from support import FixedClock, Served, Shop, plain_query, post, recommender, se
 from raysys.config import ServeSettings
 from raysys.errors import Overloaded
 from raysys.pressure import NO_EXPLAIN, NO_EXPLORE, NO_SOURCES, with_fewer_sources, without_extras
-from raysys.serving.admission import ALWAYS_IN, PATIENCE, WHOLE_LISTS, Admission
+from raysys.serving.admission import PATIENCE, WHOLE_LISTS, Admission
 from raysys.serving.brown_out import BACK, CALM_S, FROM, BrownOut
 from raysys.types import FriendLikes, Request, Terms
 
@@ -139,7 +139,8 @@ def test_before_the_first_is_sent_away_somebody_had_a_list_without_all_that_can_
             break
         clock.at_s += 0.001
     assert levels[-1] == 3
-    assert len(levels) == ALWAYS_IN + (3 not in levels[:ALWAYS_IN])
+    always_in = admission.always_in
+    assert len(levels) == always_in + (3 not in levels[:always_in])
     with pytest.raises(Overloaded):
         admission.check()
 
@@ -163,7 +164,7 @@ def test_a_burst_after_a_pause_is_no_pressure(answered: int) -> None:
         admission.leave()
     clock.at_s += 30.0
     levels = []
-    for _ in range(ALWAYS_IN):
+    for _ in range(admission.always_in):
         levels.append(admission.enter())
         clock.at_s += 0.001
     assert set(levels) == {0}
