@@ -1,5 +1,6 @@
 """Gateway, encoder, shards and ranker as they are deployed, all in this process, with plain calls for Ray's."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Handle:
     def __init__(self, replica: Any) -> None:
         self.replica = replica
         self.is_gone = False  # then it says what Ray says of a replica that has died
+        self.is_stuck = False  # then it never answers
 
     def options(self, **_: Any) -> "Handle":
         return self
@@ -31,6 +33,8 @@ class Handle:
         async def remote(*given: Any) -> Any:
             if self.is_gone:
                 raise ActorDiedError
+            if self.is_stuck:
+                await asyncio.Event().wait()
             return await method(*given)
 
         return remote
@@ -50,9 +54,10 @@ class Tiered:
         self.encoder = Encoder(None, 1, settings.index_root, settings.snapshot_public_keys)
         self.shards = [ShardReplica(number, n_shards, settings) for number in range(n_shards)]
         self.handles = [Handle(shard) for shard in self.shards]
+        self.encoder_handle = Handle(self.encoder)
         ranker = Ranker(settings.ranking, settings.index_root)
         undecorated = Gateway.__bases__[0]  # what Serve wraps it in wants a replica around it
-        self.gateway: Any = undecorated(settings, Handle(self.encoder), Handle(ranker), *self.handles)
+        self.gateway: Any = undecorated(settings, self.encoder_handle, Handle(ranker), *self.handles)
         transport = httpx.ASGITransport(self.gateway.__serve_build_asgi_app__())
         self.http = httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -27,7 +27,8 @@ class Admission:
     """For one event loop. ``deadline_s``: from when on an answer is of no use. brown_out: None = lists are whole."""
 
     def __init__(self, deadline_s: float, clock: Clock, brown_out: BrownOut | None = None) -> None:
-        self.patience_s, self._clock, self._brown_out = deadline_s * PATIENCE, clock, brown_out
+        self.deadline_s, self.patience_s = deadline_s, deadline_s * PATIENCE
+        self._clock, self._brown_out = clock, brown_out
         self.always_in = math.ceil(deadline_s * LEAST_PER_S)
         self._n_in, self._at_s = 0, clock.monotonic_s()
         self._answered, self._busy_s = 0.0, 0.0  # lately: how many, in how many seconds with somebody in

@@ -20,6 +20,7 @@ from raysys.pressure import LEFT_OUT
 from raysys.serving.admission import Admission
 from raysys.serving.audit import AUDITED, record
 from raysys.serving.brown_out import LEVEL
+from raysys.serving.deadline import DUE, due_in
 from raysys.serving.guard import Guard
 from raysys.serving.logs import CURRENT_ID
 from raysys.serving.problems import (
@@ -198,10 +199,12 @@ class Edge:
             await send(message)
 
         browned_out = LEVEL.set(level)
+        due = DUE.set(due_in(self._admission.deadline_s) if has_place else None)
         try:
             await self._app(scope, receive, send_without_place)
         finally:
             LEVEL.reset(browned_out)
+            DUE.reset(due)
             if has_place:
                 self._admission.leave()
 

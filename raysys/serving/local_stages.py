@@ -17,6 +17,7 @@ from raysys.errors import RaysysError, Unavailable
 from raysys.index.store import SnapshotStore
 from raysys.recommender import Ranker
 from raysys.serving.coalescer import PATIENCE
+from raysys.serving.deadline import DUE, FOR_TEXT, left_s
 from raysys.serving.measured import Measured, Timed, timed
 from raysys.serving.shard_host import Asked, ShardHost, recall_thread
 from raysys.state.protocol import StateStore
@@ -29,7 +30,7 @@ class ThreadEncoder:
     """An encoder in a thread of this process; waiting texts are encoded together."""
 
     def __init__(self, encoder: Encoder, tier: TierSettings, deadline_s: float) -> None:
-        self._encoder, self._patience_s = encoder, PATIENCE * deadline_s
+        self._encoder, self._deadline_s = encoder, deadline_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
         self._coalescer: Measured[tuple[str, Role]] = Measured(
             "encoder", self._encode, tier.max_batch, max_in_flight=1, max_waiting=tier.max_queued_requests
@@ -39,12 +40,18 @@ class ThreadEncoder:
         return await timed(self._thread, time.perf_counter(), encode_each, self._encoder, texts)
 
     async def encode(self, text: str, role: Role) -> Vectors:
-        vector: Vectors = await self._coalescer.ask((text, role))
+        """Raises Unavailable where it takes longer than the request may; outside of one it takes what it takes."""
+        seconds = None if DUE.get() is None else left_s(self._deadline_s, FOR_TEXT)
+        try:
+            async with asyncio.timeout(seconds):
+                vector: Vectors = await self._coalescer.ask((text, role))
+        except TimeoutError as error:
+            raise Unavailable(f"the encoder did not answer within {seconds:.3g} s") from error
         return vector
 
     async def encode_in_time(self, text: str, role: Role) -> Vectors:
         """As ``encode``, for those who have a student to ask instead. Raises Unavailable early."""
-        vector: Vectors = await self._coalescer.ask_within((text, role), self._patience_s)
+        vector: Vectors = await self._coalescer.ask_within((text, role), PATIENCE * self._deadline_s)
         return vector
 
 
@@ -77,7 +84,7 @@ class HostedRecall:
     async def recall(self, snapshot_id: str, query: RecallQuery) -> tuple[list[Candidates], list[str]]:
         """Raises Unavailable where it takes longer than the deadline; what still waits then is not looked for."""
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(None if self._deadline_s is None else left_s(self._deadline_s)):
                 return await self._coalescer.ask((snapshot_id, query)), []
         except TimeoutError as error:
             raise Unavailable("no shard answered in time; try again") from error

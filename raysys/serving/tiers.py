@@ -15,6 +15,7 @@ from raysys.encoder.protocol import Role
 from raysys.errors import Overloaded, Unavailable
 from raysys.recommender import Encode
 from raysys.serving.coalescer import PATIENCE
+from raysys.serving.deadline import FOR_SHARDS, FOR_TEXT, left_s
 from raysys.serving.measured import Measured, Timed
 from raysys.types import Candidates, RecallQuery, Vectors
 
@@ -79,7 +80,8 @@ def plain(handle: DeploymentHandle) -> DeploymentHandle:
 
 
 class Tier:
-    """Questions to one deployment, gathered into calls. Each is answered within the deadline, waiting included.
+    """Questions to one deployment, gathered into calls. Each is answered within the deadline, waiting included, and
+    within ``share`` of what is left of that of its request.
 
     patience_s: as for ``call``. For calls that take far less by nature: who is asked again does the work again.
     """
@@ -90,12 +92,13 @@ class Tier:
         send: Callable[[Any], Awaitable[Timed[Any]]],
         settings: TierSettings,
         deadline_s: float,
+        share: float = 1.0,
         patience_s: float | None = None,
     ) -> None:
         async def send_batch(batch: list[Any]) -> Timed[Any]:
             return await call(name, lambda: send(batch), deadline_s, patience_s)
 
-        self.name, self._deadline_s = name, deadline_s
+        self.name, self._deadline_s, self._share = name, deadline_s, share
         self._coalescer: Measured[Any] = Measured(
             name, send_batch, settings.max_batch, settings.max_in_flight, settings.max_queued_requests, is_remote=True
         )
@@ -116,18 +119,19 @@ class Tier:
 
     async def ask(self, question: Any) -> Any:
         """Raises Unavailable, Overloaded, or what the tier answered this question with."""
+        seconds = left_s(self._deadline_s, self._share)
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(seconds):
                 return await self._coalescer.ask(question)
         except TimeoutError as error:
-            raise Unavailable(f"{self.name} did not answer within {self._deadline_s:g} s") from error
+            raise Unavailable(f"{self.name} did not answer within {seconds:.3g} s") from error
 
 
 class RemoteEncoder:
     """The encoder tier."""
 
     def __init__(self, handle: DeploymentHandle, settings: TierSettings, deadline_s: float) -> None:
-        self._tier = Tier("encoder", plain(handle).encode.remote, settings, deadline_s)
+        self._tier = Tier("encoder", plain(handle).encode.remote, settings, deadline_s, FOR_TEXT)
 
     def of(self, snapshot_id: str) -> tuple[Encode, Encode]:
         """What encodes as this snapshot was encoded. The second is for those who have a student to ask instead: it
@@ -164,7 +168,7 @@ class RemoteRecall:
         self._names = [f"shard-{number:02d}" for number in range(len(handles))]
         patience_s = PATIENCE * deadline_s if settings.max_replicas > 1 else None  # alone, it would be asked twice
         self._tiers = [
-            Tier(name, plain(handle).recall.remote, settings, deadline_s, patience_s)
+            Tier(name, plain(handle).recall.remote, settings, deadline_s, FOR_SHARDS, patience_s)
             for name, handle in zip(self._names, handles, strict=True)
         ]
 

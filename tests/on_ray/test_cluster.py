@@ -40,6 +40,8 @@ def run_on_cluster(script: str, tmp_path: Path, short: str) -> dict[str, Any]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{short}/server-state",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HOME": str(tmp_path),
     }

@@ -39,7 +39,6 @@ def test_two_workers_of_which_one_is_killed_do_what_one_alone_does(tmp_path: Pat
         "RAY_AUTH_MODE": "disabled",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_worker_niceness": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # as often it looks for checkpoints and deaths
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "HOME": str(tmp_path),
     }

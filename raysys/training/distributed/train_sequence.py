@@ -25,6 +25,8 @@ from raysys.training.sequence.examples import FITTED, Histories, Share
 from raysys.training.sequence.fit import fit, save_fitted
 
 MOST_FAILURES = 3
+# Ray Train takes a report only when it looks after its workers, every 2 s by default, and each epoch waits for that.
+LOOK_EVERY_S = 0.2
 
 
 def fit_together(folder: Path, settings: SequenceSettings, n_windows: int) -> Progress:
@@ -33,6 +35,7 @@ def fit_together(folder: Path, settings: SequenceSettings, n_windows: int) -> Pr
     n_windows: of these histories; there are no more workers than that. Raises Ray's TrainingFailedError after
     ``MOST_FAILURES`` failures.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_EVERY_S))
     gpus = settings.gpus_per_worker
     trainer = TorchTrainer(
         _work,
