@@ -80,8 +80,9 @@ def weights_sha256(folder: Path) -> str:
 
 
 def computed_in(revision: str, dtype: str) -> str:
-    """The revision of an identity whose vectors are computed so: int8 is a model of its own."""
-    return f"{revision}+int8" if dtype == "int8" else revision
+    """The revision of an identity whose vectors are computed so: int8 is a model of its own, and a new one with each
+    change of what is rounded and how."""
+    return f"{revision}+int8-2" if dtype == "int8" else revision
 
 
 def hidden_size(folder: Path) -> int | None:

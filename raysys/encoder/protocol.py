@@ -15,7 +15,7 @@ Role = Literal["query", "item"]
 class EncoderIdentity:
     """Everything that decides which vector a text gets, but for rounding.
 
-    ``revision``: the commit of a hub model, or the SHA-256 of the weights of a local one; with ``+int8`` behind it
+    ``revision``: the commit of a hub model, or the SHA-256 of the weights of a local one; with ``+int8-2`` behind it
     where the weights were rounded. The runtime is not part of it, nor are float32 and bfloat16: their vectors have a
     cosine of at least .999 to each other.
     """
