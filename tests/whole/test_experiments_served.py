@@ -323,7 +323,7 @@ async def test_from_requests_to_a_look(shop: Shop, tmp_path: Path) -> None:
 async def test_from_an_interleaved_list_to_a_preference(shop: Shop, tmp_path: Path) -> None:
     """People choose from the second ranking more often; people of the other arm, who choose much, do not count."""
     trial = arms({"interleave": [{}, OTHER_WEIGHTS]}, {}, name="two")
-    made = await serve_here(shop.store(2), tmp_path / "s.sqlite3", experiments=[trial])
+    made = await serve_here(shop.store(2), tmp_path / "s.sqlite3", experiments=[trial], deadline_s=30.0)  # all at once
     people = [f"p{number}" for number in range(450)]  # who stands where is drawn anew in each run: few could mislead
     bodies = await lists_of(made, people, history=["item-1", "item-7"], limit=6)
     await made.stop()
