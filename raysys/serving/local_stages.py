@@ -41,12 +41,11 @@ class ThreadEncoder:
 
     async def encode(self, text: str, role: Role) -> Vectors:
         """Raises Unavailable where it takes longer than the request may; outside of one it takes what it takes."""
-        seconds = None if DUE.get() is None else left_s(self._deadline_s, FOR_TEXT)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(None if DUE.get() is None else left_s(self._deadline_s, FOR_TEXT)):
                 vector: Vectors = await self._coalescer.ask((text, role))
         except TimeoutError as error:
-            raise Unavailable(f"the encoder did not answer within {seconds:.3g} s") from error
+            raise Unavailable("the encoder did not answer in time; try again") from error
         return vector
 
     async def encode_in_time(self, text: str, role: Role) -> Vectors:
