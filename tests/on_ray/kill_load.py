@@ -19,12 +19,11 @@ PACE_S, RETRY_S, GIVE_UP_S = 0.02, 0.1, 90.0
 class Load(ABC):
     """A thread that writes until it is told to stop; what it has begun is then brought to its end.
 
-    acknowledged, retries: how many writes were, and how often one was tried again. is_under_way: whether one waits.
+    acknowledged: how many writes were. is_under_way: whether one waits.
     """
 
     def __init__(self) -> None:
         self.acknowledged = 0
-        self.retries = 0
         self.is_under_way = False
         self._done = threading.Event()
         self._error: BaseException | None = None
@@ -54,7 +53,6 @@ class Load(ABC):
         self.is_under_way = True
         while (answer := attempt()) is None:
             assert time.monotonic() < end_s, f"not acknowledged within {GIVE_UP_S:.0f} s"
-            self.retries += 1
             self._done.wait(RETRY_S)
         self.is_under_way = False
         self.acknowledged += 1

@@ -69,6 +69,7 @@ class Trial:
     url: str
     state: str
     loads: list[Load] = field(default_factory=list)
+    n_caught: int = 0  # kills with writes under way; who sends them again, the proxy or the caller, is all one
     http: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +124,7 @@ class Trial:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         poll("writes are under way", lambda: self.events.is_under_way and self.items.is_under_way)
+        self.n_caught += 1
 
     def is_back(self, after: str, bound_s: float, start_s: float, condition: Callable[[], Any]) -> None:
         """Wait for the condition; fails where it takes more than ``bound_s`` from ``start_s``, a monotonic time."""
@@ -231,7 +233,7 @@ def kill_consumer(trial: Trial, consumer: ConsumerProcess) -> None:
 
 def check(trial: Trial, sent: dict[str, str]) -> None:
     """Everything acknowledged is there, none twice, and nothing that was deleted."""
-    assert trial.events.retries + trial.items.retries > 0, "no write was under way in any kill"
+    assert trial.n_caught > 0, "no write was under way in any kill"
     assert stored(trial.state) == Counter(sent.keys())
     of_user = Counter(sent.values())
     assert folded(trial.state) == of_user
