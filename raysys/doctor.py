@@ -41,6 +41,7 @@ def examine(home: str = DEFAULT_HOME) -> Iterator[Finding]:
     folder = Path(home).expanduser()
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from map(_package, PACKAGES)
+    yield _starts()
     yield _cores()
     yield _memory()
     yield _accelerator()
@@ -59,6 +60,14 @@ def _package(name: str) -> Finding:
         return Finding("ok", name, version(name))
     except PackageNotFoundError:
         return Finding("fail", name, "not installed", f"pip install {name}")
+
+
+def _starts() -> Finding:
+    """jsonschema, which Ray imports in each process, builds the parser of this package where it is installed."""
+    if find_spec("rfc3987_syntax") is None:
+        return Finding("ok", "start of processes", "nothing installed slows it")
+    found = "rfc3987-syntax is installed (by jsonschema[format-nongpl]; Jupyter wants it): .9 s for each process of Ray"
+    return Finding("note", "start of processes", found, "an environment without it: pip uninstall rfc3987-syntax")
 
 
 def _cores() -> Finding:

@@ -31,6 +31,7 @@ class Admission:
         self._clock, self._brown_out = clock, brown_out
         self.always_in = math.ceil(deadline_s * LEAST_PER_S)
         self._n_in, self._at_s = 0, clock.monotonic_s()
+        self._in_since_s = self._at_s  # from when on there was somebody
         self._answered, self._busy_s = 0.0, 0.0  # lately: how many, in how many seconds with somebody in
         self._away_at_s = self._at_s  # when the next one may be sent away
 
@@ -43,6 +44,7 @@ class Admission:
         wait_s = self.expected_s()
         self._refuse_if_late(wait_s)
         level = self._level(wait_s)
+        self._in_since_s = self._in_since_s if self._n_in else self._at_s
         self._n_in += 1
         return level
 
@@ -76,10 +78,14 @@ class Admission:
         return self._level(self.expected_s())
 
     def expected_s(self) -> float:
-        """How long one who comes in now is expected to be in."""
-        if self._n_in == 0 or self._busy_s == 0:
+        """How long one who comes in now is expected to be in.
+
+        Before anybody was answered, for how long somebody has waited: those who came while a gateway was started come
+        all at once then, and can be answered.
+        """
+        if self._n_in == 0:
             return 0.0
-        return self._n_in * self._busy_s / self._answered if self._answered else math.inf
+        return self._n_in * self._busy_s / self._answered if self._answered else self._at_s - self._in_since_s
 
     def _is_late(self, wait_s: float) -> bool:
         return self._n_in >= self.always_in and wait_s > self.patience_s
@@ -89,7 +95,7 @@ class Admission:
         if not self._is_late(wait_s) or not (self._brown_out is None or self._brown_out.is_last):
             return
         self._level(wait_s)
-        back_s = max(wait_s - self.patience_s, 1.0) if math.isfinite(wait_s) else 1.0
+        back_s = max(wait_s - self.patience_s, 1.0)
         raise Overloaded(f"{self._n_in} requests are being answered, and one more would be late", back_s)
 
     def _level(self, wait_s: float) -> int:

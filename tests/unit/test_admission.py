@@ -92,6 +92,17 @@ def test_who_waits_for_a_part_that_is_replaced_is_no_queue(deadline_s: float) ->
     assert max(server.latencies_s) < deadline_s
 
 
+@pytest.mark.parametrize("deadline_s", [2.0, 20.0])
+def test_who_waited_for_a_start_is_let_in_and_for_how_long_nobody_is_answered_is_seen(deadline_s: float) -> None:
+    clock = FixedClock(0.0)
+    admission = Admission(deadline_s, clock)
+    for _ in range(20 * admission.always_in):
+        admission.enter()
+    clock.at_s += admission.patience_s + 0.001
+    with pytest.raises(Overloaded):
+        admission.enter()
+
+
 def test_after_an_idle_hour_or_a_slow_start_a_burst_is_let_in() -> None:
     server = Simulated(300.0)
     server.run(0.01, 3_600.0)

@@ -72,6 +72,15 @@ def test_missing_extras_are_notes_and_a_missing_proxy_a_failure(
     assert found["HAProxy for Serve"].level == "fail"
 
 
+def test_what_slows_the_start_of_each_process_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(tmp_path)["start of processes"].level == "ok"
+    (tmp_path / "rfc3987_syntax.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = findings(tmp_path)["start of processes"]
+    assert found.level == "note"
+    assert "pip uninstall rfc3987-syntax" in found.way_out
+
+
 def test_little_room_and_little_memory_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 80)
     monkeypatch.setattr(doctor, "MIN_MEMORY_BYTES", 1 << 80)

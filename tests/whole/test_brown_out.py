@@ -131,7 +131,7 @@ def test_before_the_first_is_sent_away_somebody_had_a_list_without_all_that_can_
     admission = Admission(DEADLINE_S, clock, BrownOut(clock))
     levels = [admission.enter()]
     clock.at_s += busy_s
-    while len(levels) < 100:
+    while len(levels) < 1_000:
         try:
             admission.check()
             levels.append(admission.enter())
@@ -139,8 +139,8 @@ def test_before_the_first_is_sent_away_somebody_had_a_list_without_all_that_can_
             break
         clock.at_s += 0.001
     assert levels[-1] == 3
-    always_in = admission.always_in
-    assert len(levels) == always_in + (3 not in levels[:always_in])
+    assert len(levels) >= admission.always_in
+    assert clock.at_s >= admission.patience_s
     with pytest.raises(Overloaded):
         admission.check()
 
