@@ -11,11 +11,13 @@ import httpx
 import pytest
 from support import Shop, server_of
 
+from raysys.config import ServeSettings
 from raysys.serving import edge
-from raysys.serving.admission import ALWAYS_IN
+from raysys.serving.admission import LEAST_PER_S
 
 BODY_S = 0.5
 IN_TIME_S = 10.0  # on a busy machine
+ALWAYS_IN = int(ServeSettings().deadline_s * LEAST_PER_S)
 MANY = 3 * ALWAYS_IN
 ANSWERS = 4
 HEAD = b"POST /v1/recommendations HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
