@@ -57,6 +57,7 @@ class SteadyLoad:
         self.acknowledged: dict[str, str] = {}
         self.marked: set[str] = set()
         self._url, self._name, self._samples = url, name, list[Sample]()
+        self._waiting: dict[int, float] = {}  # since when
         self._done = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -70,15 +71,27 @@ class SteadyLoad:
         """Those that ended after this time, in the order in which they ended."""
         return [sample for sample in list(self._samples) if sample.end_s >= start_s]
 
+    def longest_wait_s(self) -> float:
+        """Of those who are not answered yet."""
+        now_s = time.monotonic()
+        return now_s - min(list(self._waiting.values()), default=now_s)
+
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
         async with httpx.AsyncClient(base_url=self._url, timeout=GIVE_UP_S, limits=limits) as http:
             start_s, number = time.monotonic(), 0
             async with asyncio.TaskGroup() as group:
                 while not self._done.is_set():
-                    group.create_task(self._ask(http, number))
+                    group.create_task(self._ask_and_wait(http, number))
                     number += 1
                     await asyncio.sleep(max(start_s + number / RATE_PER_S - time.monotonic(), 0.0))
+
+    async def _ask_and_wait(self, http: httpx.AsyncClient, number: int) -> None:
+        self._waiting[number] = time.monotonic()
+        try:
+            await self._ask(http, number)
+        finally:
+            del self._waiting[number]
 
     async def _ask(self, http: httpx.AsyncClient, number: int) -> None:
         kind, start_s = KINDS[number % len(KINDS)], time.monotonic()

@@ -73,7 +73,7 @@ class Watched:
         """Whether answers came as they should for the last second, and nobody waits for one."""
         now_s = time.monotonic()
         lately = self.load.since(now_s - CALM_S)
-        is_new = now_s - start_s > 2 * CALM_S
+        is_new = now_s - start_s > 2 * CALM_S and self.load.longest_wait_s() < CALM_S
         return is_new and len(lately) > RATE_PER_S * CALM_S / 2 and all(sample.is_whole for sample in lately)
 
 
