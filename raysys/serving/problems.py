@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
@@ -30,9 +30,12 @@ from raysys.errors import (
     UnknownItem,
     UnknownSnapshot,
 )
-from raysys.index.filters import MAX_NAME_CHARS, error_path
+from raysys.index.filters import MAX_NAME_CHARS, Condition, Filter, Range, error_path
 from raysys.serving import schemas
 from raysys.serving.schemas import EventsBody, FieldError, ItemsBody, Problem, UsersBody
+
+# By what stands before a field of theirs in its path.
+PARTS_OF_FILTERS: dict[str, type[BaseModel]] = {"filter": Filter, "condition": Condition, "range": Range}
 
 # The first class that matches decides.
 STATUS: list[tuple[type[Exception], int, str]] = [
@@ -108,12 +111,13 @@ def faults(error: ValidationError) -> list[FieldError]:
 
 
 def _message(body: str, error: ErrorDetails) -> str:
-    """What is wrong; of a field of the body itself that is not known, which are."""
-    model = getattr(schemas, body, None)
-    if error["type"] != "extra_forbidden" or len(error["loc"]) > 1 or model is None:
+    """What is wrong; of a field of the body itself or of its filter that is not known, which are."""
+    inside = error["loc"][:-1]
+    model = PARTS_OF_FILTERS.get(str(inside[-1])) if inside else getattr(schemas, body, None)
+    if error["type"] != "extra_forbidden" or model is None:
         return error["msg"].removeprefix("Value error, ").replace("Tuple", "List", 1)
-    known = list(model.model_fields)
-    close = get_close_matches(str(error["loc"][0])[:MAX_NAME_CHARS], known, n=1)
+    known = [field.alias or attribute for attribute, field in model.model_fields.items()]
+    close = get_close_matches(str(error["loc"][-1])[:MAX_NAME_CHARS], known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"there is no such field; {hint}Known: {', '.join(known)}" if known else "this body has no fields"
 

@@ -369,6 +369,25 @@ async def test_a_misspelt_field_is_told_what_it_may_mean(reader: httpx.AsyncClie
     assert error["message"].startswith("there is no such field; Known: query, ")
 
 
+@pytest.mark.parametrize(
+    ("given", "path", "message"),
+    [
+        ({"musst": []}, "filter.musst", "did you mean 'must'? Known: must, should, must_not"),
+        ({"must": [{"field": "year", "matches": 1}]}, "filter.must[0].matches", "did you mean 'match'? Known: field,"),
+        ({"must": [{"field": "year", "equals": 1}]}, "filter.must[0].equals", "Known: field, match, range, in, exists"),
+        ({"must": [{"field": "year", "range": {"ge": 1}}]}, "filter.must[0].range.ge", "Known: gte, gt, lt, lte"),
+    ],
+)
+async def test_a_misspelt_part_of_a_filter_is_told_what_it_may_mean(
+    served: Served, given: dict[str, Any], path: str, message: str
+) -> None:
+    async with served.client() as client:
+        answer = await client.post("/v1/recommendations", json={"filter": given})
+    error = answer.json()["errors"][0]
+    assert (answer.status_code, error["field"]) == (422, path)
+    assert message in error["message"]
+
+
 @pytest.mark.parametrize("path", ["/v1/recommendations", "/v1/search", "/v1/rank"])
 @pytest.mark.parametrize("query", ["", "   ", "\n\t", "x" * 100_000, 5, True, [], {}])
 async def test_a_bad_query_is_named(reader: httpx.AsyncClient, path: str, query: Any) -> None:
